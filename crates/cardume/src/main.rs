@@ -1,0 +1,2 @@
+//! The one binary: every command and both processes of a node.
+fn main() {}
