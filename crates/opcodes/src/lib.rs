@@ -1,1 +1,11 @@
-//! opcodes
+//! What can be asked of a cluster, as data: opcodes, calls of the API, queries, failures; and Ganeti's words and output
+//! formats for them.
+//!
+//! The command line and the daemon share these types. Nothing here does I/O.
+
+pub mod failure;
+pub mod op;
+pub mod wire;
+
+pub use failure::{ErrorCode, Failure, FailureKind};
+pub use op::Opcode;

@@ -1,0 +1,118 @@
+//! Commands on the cluster as a whole.
+
+use super::touch;
+use crate::cluster::{Cluster, ClusterChange};
+use crate::command::{Applied, Rejection};
+use crate::group::{AllocPolicy, Group};
+use crate::ids::{GroupId, NodeId, Timestamp, Uuid};
+use crate::incarnation::{ForkPoint, Incarnation};
+use crate::node::NewNode;
+use crate::state::{Office, State};
+
+impl State {
+    pub(super) fn init(
+        &mut self,
+        cluster: &Cluster,
+        incarnation: Uuid,
+        group: Uuid,
+        node: &NewNode,
+        at: Timestamp,
+    ) -> Result<Applied, Rejection> {
+        // Numbers go on counting where a destroyed cluster left off; nothing else of it counts any more.
+        let mut fresh = State {
+            incarnation: Incarnation { n: self.incarnation.n + 1, id: incarnation },
+            cluster: Some(Cluster { ctime: at, mtime: at, serial_no: 1, ..cluster.clone() }),
+            last_node: self.last_node,
+            last_job: self.last_job,
+            last_life: self.last_life,
+            last_run: self.last_run,
+            ..State::default()
+        };
+        fresh.groups.insert(
+            GroupId(group),
+            Group {
+                name: "default".into(),
+                alloc_policy: AllocPolicy::Preferred,
+                ndparams: Default::default(),
+                ctime: at,
+                mtime: at,
+                serial_no: 1,
+                tags: Default::default(),
+            },
+        );
+        let id = fresh.insert_node(node, at)?;
+        *self = fresh;
+        Ok(Applied::Node(id))
+    }
+
+    pub(super) fn destroy(&mut self) -> Result<Applied, Rejection> {
+        if let Some(instance) = self.instances.values().next() {
+            return Err(Rejection::State(format!(
+                "There are still {} instance(s) in this cluster, '{}' for one; remove them first",
+                self.instances.len(),
+                instance.name
+            )));
+        }
+        *self = State {
+            incarnation: self.incarnation,
+            last_node: self.last_node,
+            last_job: self.last_job,
+            last_life: self.last_life,
+            last_run: self.last_run,
+            ..State::default()
+        };
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn modify_cluster(&mut self, change: &ClusterChange, at: Timestamp) -> Result<Applied, Rejection> {
+        let Some(cluster) = self.cluster.as_mut() else {
+            return Err(Rejection::NoCluster);
+        };
+        if let Some(drained) = change.drained {
+            cluster.drained = drained;
+        }
+        cluster.tags.extend(change.add_tags.iter().cloned());
+        cluster.tags.retain(|tag| !change.remove_tags.contains(tag));
+        touch(&mut cluster.serial_no, &mut cluster.mtime, at);
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn take_office(&mut self, node: NodeId, term: u64) -> Result<Applied, Rejection> {
+        if let Some(office) = self.office
+            && term <= office.term
+        {
+            return Err(Rejection::Office { now: office.term, then: term });
+        }
+        let Some(candidate) = self.nodes.get(&node) else {
+            return Err(super::unknown("Node", node));
+        };
+        if !candidate.may_be_master() {
+            return Err(Rejection::State(format!("Node '{}' is not a master candidate", candidate.name)));
+        }
+        self.office = Some(Office { node, term });
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn set_address_owner(&mut self, owner: Option<NodeId>) -> Result<Applied, Rejection> {
+        // From one holder to another only by way of nobody: the old one has to have dropped the address.
+        if let (Some(old), Some(new)) = (self.address_owner, owner)
+            && old != new
+        {
+            return Err(Rejection::State(format!(
+                "the cluster address is still held by node '{}'",
+                self.node_name(old)
+            )));
+        }
+        self.address_owner = owner;
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn found(&mut self, incarnation: Incarnation, fork_point: ForkPoint) -> Result<Applied, Rejection> {
+        if incarnation.n <= self.incarnation.n {
+            return Err(Rejection::Incarnation { now: self.incarnation.n, then: incarnation.n });
+        }
+        self.lineage.push((self.incarnation, fork_point));
+        self.incarnation = incarnation;
+        Ok(Applied::Done)
+    }
+}

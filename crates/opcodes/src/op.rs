@@ -1,0 +1,428 @@
+//! Opcodes: the operations that a job is made of, with Ganeti's names and parameters.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use model::{DiskAccess, DiskTemplate, ParamValue, Params};
+use serde::{Deserialize, Serialize};
+
+/// An operation with its parameters. As JSON: `{"OP_ID": "OP_INSTANCE_STARTUP", "instance_name": "vm1", …}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "OP_ID")]
+pub enum Opcode {
+    /// Checks the whole cluster: submits one job for the configuration and one a group.
+    #[serde(rename = "OP_CLUSTER_VERIFY")]
+    ClusterVerify(Verify),
+    /// Checks what is configured.
+    #[serde(rename = "OP_CLUSTER_VERIFY_CONFIG")]
+    ClusterVerifyConfig(Verify),
+    /// Checks the nodes of a group.
+    #[serde(rename = "OP_CLUSTER_VERIFY_GROUP")]
+    ClusterVerifyGroup(VerifyGroup),
+    /// Makes sure that every node has the newest configuration.
+    #[serde(rename = "OP_CLUSTER_REDIST_CONF")]
+    ClusterRedistConf {},
+    /// Adds a node: prints what has to be typed there, and waits for it.
+    #[serde(rename = "OP_NODE_ADD")]
+    NodeAdd(NodeAdd),
+    /// Changes a node's roles and flags.
+    #[serde(rename = "OP_NODE_SET_PARAMS")]
+    NodeSetParams(NodeSetParams),
+    /// Takes a node out of the cluster.
+    #[serde(rename = "OP_NODE_REMOVE")]
+    NodeRemove {
+        /// Its name.
+        node_name: String,
+    },
+    /// Makes an instance.
+    #[serde(rename = "OP_INSTANCE_CREATE")]
+    InstanceCreate(Box<InstanceCreate>),
+    /// Starts an instance.
+    #[serde(rename = "OP_INSTANCE_STARTUP")]
+    InstanceStartup(InstanceStartup),
+    /// Stops an instance.
+    #[serde(rename = "OP_INSTANCE_SHUTDOWN")]
+    InstanceShutdown(InstanceShutdown),
+    /// Restarts an instance.
+    #[serde(rename = "OP_INSTANCE_REBOOT")]
+    InstanceReboot(InstanceReboot),
+    /// Takes an instance away, with its disks.
+    #[serde(rename = "OP_INSTANCE_REMOVE")]
+    InstanceRemove(InstanceRemove),
+    /// Changes an instance's parameters.
+    #[serde(rename = "OP_INSTANCE_SET_PARAMS")]
+    InstanceSetParams(Box<InstanceSetParams>),
+    /// Does nothing for a while.
+    #[serde(rename = "OP_TEST_DELAY")]
+    TestDelay(TestDelay),
+}
+
+/// Parameters of the verifications.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verify {
+    /// Say what is looked at.
+    #[serde(default)]
+    pub verbose: bool,
+    /// Write each finding with its code.
+    #[serde(default)]
+    pub error_codes: bool,
+    /// Codes that are only warned of.
+    #[serde(default)]
+    pub ignore_errors: Vec<String>,
+}
+
+/// Parameters of the verification of a group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyGroup {
+    /// Its name.
+    pub group_name: String,
+    /// What is common to all verifications.
+    #[serde(flatten)]
+    pub options: Verify,
+}
+
+/// Parameters of `OP_NODE_ADD`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeAdd {
+    /// Name of the machine; resolved on the master.
+    pub node_name: String,
+    /// Its address; resolved from the name if absent.
+    pub primary_ip: Option<Ipv4Addr>,
+    /// Its address for replication.
+    pub secondary_ip: Option<Ipv4Addr>,
+    /// Group to put it in.
+    pub group: Option<String>,
+    /// May become master.
+    #[serde(default = "yes")]
+    pub master_capable: bool,
+    /// May run instances.
+    #[serde(default = "yes")]
+    pub vm_capable: bool,
+}
+
+/// Parameters of `OP_NODE_SET_PARAMS`; absent ones stay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeSetParams {
+    /// Its name.
+    pub node_name: String,
+    /// May become master now.
+    pub master_candidate: Option<bool>,
+    /// Marked as away.
+    pub offline: Option<bool>,
+    /// Takes no new instances.
+    pub drained: Option<bool>,
+    /// May be a master candidate.
+    pub master_capable: Option<bool>,
+    /// May run instances.
+    pub vm_capable: Option<bool>,
+    /// Address for replication.
+    pub secondary_ip: Option<Ipv4Addr>,
+    /// Go on in spite of warnings.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A disk to be made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiskRequest {
+    /// Size in MiB.
+    pub size: u64,
+    /// Whether the guest may write.
+    #[serde(default)]
+    pub mode: DiskAccess,
+    /// A name.
+    pub name: Option<String>,
+}
+
+/// A network interface to be made or changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NicRequest {
+    /// Hardware address; absent or `auto`: chosen.
+    pub mac: Option<String>,
+    /// Address that the guest is told to use.
+    pub ip: Option<String>,
+    /// How it is connected.
+    pub mode: Option<String>,
+    /// Bridge.
+    pub link: Option<String>,
+    /// VLAN.
+    pub vlan: Option<String>,
+    /// A name.
+    pub name: Option<String>,
+}
+
+/// Parameters of `OP_INSTANCE_CREATE`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceCreate {
+    /// Its name.
+    pub instance_name: String,
+    /// Node to put it on.
+    pub pnode: Option<String>,
+    /// Node for the second replica.
+    pub snode: Option<String>,
+    /// How its disks are stored; the cluster's default if absent.
+    pub disk_template: Option<DiskTemplate>,
+    /// Its disks.
+    #[serde(default)]
+    pub disks: Vec<DiskRequest>,
+    /// Its network interfaces.
+    #[serde(default)]
+    pub nics: Vec<NicRequest>,
+    /// Operating system, `os+variant`.
+    pub os_type: Option<String>,
+    /// Parameters for the operating system's scripts.
+    #[serde(default)]
+    pub osparams: Params,
+    /// Hypervisor; the cluster's default if absent.
+    pub hypervisor: Option<String>,
+    /// Hypervisor parameters that differ from the cluster's.
+    #[serde(default)]
+    pub hvparams: Params,
+    /// Back-end parameters that differ from the cluster's.
+    #[serde(default)]
+    pub beparams: Params,
+    /// Start it.
+    #[serde(default = "yes")]
+    pub start: bool,
+    /// Leave the disks empty.
+    #[serde(default)]
+    pub no_install: bool,
+    /// Refuse it if its address answers.
+    #[serde(default = "yes")]
+    pub ip_check: bool,
+    /// Refuse it if its name can't be resolved.
+    #[serde(default = "yes")]
+    pub name_check: bool,
+    /// Tags.
+    #[serde(default)]
+    pub tags: std::collections::BTreeSet<String>,
+}
+
+/// Parameters of `OP_INSTANCE_STARTUP`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStartup {
+    /// Its name.
+    pub instance_name: String,
+    /// Hypervisor parameters for this start only.
+    #[serde(default)]
+    pub hvparams: Params,
+    /// Back-end parameters for this start only.
+    #[serde(default)]
+    pub beparams: Params,
+    /// Leave it paused.
+    #[serde(default)]
+    pub startup_paused: bool,
+    /// Don't note that it shall run from now on.
+    #[serde(default)]
+    pub no_remember: bool,
+    /// Start it although its primary node is drained or was marked offline wrongly.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Parameters of `OP_INSTANCE_SHUTDOWN`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceShutdown {
+    /// Its name.
+    pub instance_name: String,
+    /// Seconds that the guest has to shut down by itself; then it is ended.
+    #[serde(default = "shutdown_timeout")]
+    pub timeout: u32,
+    /// Don't note that it shall not run from now on.
+    #[serde(default)]
+    pub no_remember: bool,
+    /// Don't ask whether it runs first.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// How an instance is restarted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RebootType {
+    /// The guest restarts in the same hypervisor process.
+    Soft,
+    /// The hypervisor process is ended and started again.
+    #[default]
+    Hard,
+    /// As a shutdown and a startup.
+    Full,
+}
+
+/// Parameters of `OP_INSTANCE_REBOOT`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceReboot {
+    /// Its name.
+    pub instance_name: String,
+    /// How.
+    #[serde(default)]
+    pub reboot_type: RebootType,
+    /// Seconds that the guest has to shut down by itself.
+    #[serde(default = "shutdown_timeout")]
+    pub shutdown_timeout: u32,
+}
+
+/// Parameters of `OP_INSTANCE_REMOVE`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceRemove {
+    /// Its name.
+    pub instance_name: String,
+    /// Seconds that the guest has to shut down by itself.
+    #[serde(default = "shutdown_timeout")]
+    pub shutdown_timeout: u32,
+    /// Go on although its node does not answer or its disks can't be removed.
+    #[serde(default)]
+    pub ignore_failures: bool,
+}
+
+/// A change in a list of network interfaces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NicChange {
+    /// What to do: `add`, `remove` or `modify`.
+    pub action: ListAction,
+    /// Which one; −1: the end of the list.
+    pub index: i32,
+    /// What it shall be.
+    #[serde(default)]
+    pub nic: NicRequest,
+}
+
+/// What to do with an element of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListAction {
+    /// Put one in.
+    Add,
+    /// Take it away.
+    Remove,
+    /// Change it.
+    Modify,
+}
+
+/// Parameters of `OP_INSTANCE_SET_PARAMS`; absent ones stay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSetParams {
+    /// Its name.
+    pub instance_name: String,
+    /// Hypervisor parameters; `null`: back to the cluster's.
+    #[serde(default)]
+    pub hvparams: BTreeMap<String, Option<ParamValue>>,
+    /// Back-end parameters likewise.
+    #[serde(default)]
+    pub beparams: BTreeMap<String, Option<ParamValue>>,
+    /// Parameters of the operating system likewise.
+    #[serde(default)]
+    pub osparams: BTreeMap<String, Option<ParamValue>>,
+    /// Changes of network interfaces.
+    #[serde(default)]
+    pub nics: Vec<NicChange>,
+    /// Operating system.
+    pub os_name: Option<String>,
+    /// Mark it as offline (`true`) or as stopped again (`false`).
+    pub offline: Option<bool>,
+}
+
+/// Parameters of `OP_TEST_DELAY`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TestDelay {
+    /// Seconds.
+    pub duration: f64,
+    /// Wait on the master.
+    #[serde(default = "yes")]
+    pub on_master: bool,
+    /// Wait on these nodes, by name.
+    #[serde(default)]
+    pub on_nodes: Vec<String>,
+    /// How often; 0 and 1 mean once.
+    #[serde(default)]
+    pub repeat: u32,
+    /// Take no locks.
+    #[serde(default)]
+    pub no_locks: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn shutdown_timeout() -> u32 {
+    DEFAULT_SHUTDOWN_TIMEOUT
+}
+
+/// Seconds that a guest has to shut down by itself, unless the user says otherwise (Ganeti's value).
+pub const DEFAULT_SHUTDOWN_TIMEOUT: u32 = 120;
+
+impl Opcode {
+    /// Its name, `OP_INSTANCE_CREATE`.
+    pub fn id(&self) -> &'static str {
+        match self {
+            Opcode::ClusterVerify(_) => "OP_CLUSTER_VERIFY",
+            Opcode::ClusterVerifyConfig(_) => "OP_CLUSTER_VERIFY_CONFIG",
+            Opcode::ClusterVerifyGroup(_) => "OP_CLUSTER_VERIFY_GROUP",
+            Opcode::ClusterRedistConf {} => "OP_CLUSTER_REDIST_CONF",
+            Opcode::NodeAdd(_) => "OP_NODE_ADD",
+            Opcode::NodeSetParams(_) => "OP_NODE_SET_PARAMS",
+            Opcode::NodeRemove { .. } => "OP_NODE_REMOVE",
+            Opcode::InstanceCreate(_) => "OP_INSTANCE_CREATE",
+            Opcode::InstanceStartup(_) => "OP_INSTANCE_STARTUP",
+            Opcode::InstanceShutdown(_) => "OP_INSTANCE_SHUTDOWN",
+            Opcode::InstanceReboot(_) => "OP_INSTANCE_REBOOT",
+            Opcode::InstanceRemove(_) => "OP_INSTANCE_REMOVE",
+            Opcode::InstanceSetParams(_) => "OP_INSTANCE_SET_PARAMS",
+            Opcode::TestDelay(_) => "OP_TEST_DELAY",
+        }
+    }
+
+    /// The object that it works on, as it stands in lists of jobs.
+    fn object(&self) -> Option<String> {
+        match self {
+            Opcode::ClusterVerify(_) | Opcode::ClusterVerifyConfig(_) | Opcode::ClusterRedistConf {} => None,
+            Opcode::ClusterVerifyGroup(op) => Some(op.group_name.clone()),
+            Opcode::NodeAdd(op) => Some(op.node_name.clone()),
+            Opcode::NodeSetParams(op) => Some(op.node_name.clone()),
+            Opcode::NodeRemove { node_name } => Some(node_name.clone()),
+            Opcode::InstanceCreate(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceStartup(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceShutdown(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceReboot(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceRemove(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceSetParams(op) => Some(op.instance_name.clone()),
+            Opcode::TestDelay(op) => Some(op.duration.to_string()),
+        }
+    }
+
+    /// One line for lists of jobs, `INSTANCE_CREATE(vm1)`.
+    pub fn summary(&self) -> String {
+        let name = self.id().trim_start_matches("OP_");
+        match self.object() {
+            Some(object) => format!("{name}({object})"),
+            None => name.to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_opcode_is_written_as_ganeti_writes_it() {
+        let op = Opcode::InstanceShutdown(InstanceShutdown {
+            instance_name: "vm1".into(),
+            timeout: 60,
+            no_remember: false,
+            force: false,
+        });
+        let json = serde_json::to_value(&op).unwrap();
+        assert_eq!(json["OP_ID"], op.id());
+        assert_eq!(json["instance_name"], "vm1");
+        assert_eq!(op.summary(), "INSTANCE_SHUTDOWN(vm1)");
+    }
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let json = serde_json::json!({"OP_ID": "OP_INSTANCE_SHUTDOWN", "instance_name": "vm1"});
+        let Opcode::InstanceShutdown(op) = serde_json::from_value(json).unwrap() else { panic!("another opcode") };
+        assert_eq!(op.timeout, DEFAULT_SHUTDOWN_TIMEOUT);
+    }
+}
