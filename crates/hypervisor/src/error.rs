@@ -1,0 +1,114 @@
+//! What can go wrong when a guest is run.
+
+use std::path::PathBuf;
+
+use crate::qemu::QmpError;
+
+/// The result of an operation on a hypervisor.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on a hypervisor failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The machine can't exist as it was described.
+    #[error("can't run instance {instance}: {problem}")]
+    BadSpec {
+        /// The instance's name.
+        instance: String,
+        /// What is wrong with the description.
+        problem: String,
+    },
+    /// The instance has another run on this node.
+    #[error("instance {instance} already runs on this node (run {run})")]
+    AlreadyRunning {
+        /// The instance's name.
+        instance: String,
+        /// Its present run.
+        run: String,
+    },
+    /// No such run: it has ended, or was never here.
+    #[error("there is no run {run} on this node: it has ended or was never started here")]
+    NoSuchRun {
+        /// The run that was asked for.
+        run: String,
+    },
+    /// The hypervisor's program is not there.
+    #[error("{binary} is not installed: install the package {package}")]
+    MissingBinary {
+        /// The program that was looked for.
+        binary: PathBuf,
+        /// The distribution's package that has it.
+        package: &'static str,
+    },
+    /// The hypervisor did not come up.
+    #[error("QEMU for instance {instance} did not start: {reason}{}", quoted(.log))]
+    Start {
+        /// The instance's name.
+        instance: String,
+        /// How it ended.
+        reason: String,
+        /// The last lines of QEMU's own log of this start; empty if it wrote none.
+        log: String,
+    },
+    /// The hypervisor refused a command or did not answer it.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// QEMU could not be asked what it is able to do.
+    #[error("can't ask {binary} for its version and machines")]
+    Capabilities {
+        /// The program that was asked.
+        binary: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: QmpError,
+    },
+    /// The instance has no serial console.
+    #[error("instance {instance} has no serial console (hypervisor parameter serial_console)")]
+    NoConsole {
+        /// The instance's name.
+        instance: String,
+    },
+    /// A killed process did not end.
+    #[error("process {pid} of instance {instance} was killed {seconds} s ago and is still there: it hangs in the kernel, look at its disks")]
+    NotGone {
+        /// The instance's name.
+        instance: String,
+        /// The process that doesn't end.
+        pid: i32,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The operating system refused something.
+    #[error("can't {what}")]
+    Io {
+        /// What was attempted, on which object.
+        what: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The driver was dropped, or a task of it died, while the operation ran.
+    #[error("the operation on instance {instance} was interrupted")]
+    Interrupted {
+        /// The instance's name.
+        instance: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an operating system's error with what was attempted.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+        let what = what.into();
+        move |source| Error::Io { what, source }
+    }
+}
+
+/// A log's last lines, set off from the sentence before.
+fn quoted(log: &str) -> String {
+    if log.is_empty() {
+        String::new()
+    } else {
+        format!("; its log ends with:\n{log}")
+    }
+}
