@@ -4,6 +4,8 @@
 //! The command line and the daemon share these types. Nothing here does I/O.
 
 pub mod failure;
+pub mod fields;
+pub mod format;
 pub mod op;
 pub mod wire;
 
