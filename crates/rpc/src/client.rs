@@ -17,7 +17,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustls::{AlertDescription, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig, OtherError};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,7 +31,7 @@ use crate::fault::{CallError, ConnectError, Fault};
 use crate::identity::Identity;
 use crate::listen::{HANDSHAKE_TIME, tune};
 use crate::stream::{ByteStream, PROTOCOL};
-use crate::tls::client_config;
+use crate::tls::{WrongNode, client_config};
 
 /// Idle connections kept for one node, address and lane.
 const IDLE_CONNECTIONS: usize = 4;
@@ -327,6 +327,16 @@ impl Call<'_> {
     }
 
     fn request(&self) -> Result<Request<Full<Bytes>>, CallError> {
+        let unusable = |source: Box<dyn StdError + Send + Sync>| CallError::Request {
+            node: self.target.node,
+            path: self.path.to_owned(),
+            source,
+        };
+        if self.body.len() > MAX_BODY {
+            return Err(unusable(
+                format!("its body is longer than {} MiB", MAX_BODY >> 20).into(),
+            ));
+        }
         let mut request = Request::post(self.path)
             .header(HOST, self.target.addr.to_string())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -337,11 +347,7 @@ impl Call<'_> {
         }
         request
             .body(Full::new(self.body.clone()))
-            .map_err(|e| CallError::Request {
-                node: self.target.node,
-                path: self.path.to_owned(),
-                source: Box::new(e),
-            })
+            .map_err(|e| unusable(Box::new(e)))
     }
 
     fn not_sent(&self, source: ConnectError) -> CallError {
@@ -416,7 +422,14 @@ fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Erro
 
 fn identity_or_network(error: std::io::Error) -> ConnectError {
     match tls_error(&error) {
-        Some(rustls::Error::InvalidCertificate(_)) => ConnectError::Identity(Box::new(error)),
+        Some(rustls::Error::InvalidCertificate(reason)) => {
+            if let CertificateError::Other(OtherError(reason)) = reason
+                && let Some(wrong) = reason.downcast_ref::<WrongNode>()
+            {
+                return ConnectError::WrongNode(wrong.clone());
+            }
+            ConnectError::Identity(Box::new(error))
+        }
         Some(rustls::Error::AlertReceived(alert)) if about_certificate(*alert) => {
             ConnectError::Identity(Box::new(error))
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use crate::tls::TlsError;
+use crate::tls::{TlsError, WrongNode};
 
 /// What sort of refusal a [`Fault`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +98,9 @@ pub enum ConnectError {
     /// The network or the peer's machine refused.
     #[error("the connection was refused or broke off")]
     Network(#[source] std::io::Error),
+    /// Another node answers at this address; it may have moved.
+    #[error("another node answers there")]
+    WrongNode(#[source] WrongNode),
     /// One of the two does not accept the other's certificate.
     #[error("the peer's identity and ours don't go together")]
     Identity(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -160,8 +163,8 @@ pub enum CallError {
         /// Whether the request may have reached the peer. If so, whether it was done is unknown.
         sent: bool,
     },
-    /// The request can't be written as JSON, or the path is not one.
-    #[error("cannot write the request for {path} to node {node}")]
+    /// The request can't be written as JSON, its path is not one, or its body is too long.
+    #[error("cannot send the request for {path} to node {node}")]
     Request {
         /// The node that was to be called.
         node: u64,

@@ -213,4 +213,18 @@ mod tests {
             "{error}"
         );
     }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_hung_up_on() {
+        let identity = crate::identity::tests::cluster().node(1);
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let tls = crate::tls::server_config(&identity).unwrap();
+        let server = tokio::spawn(accept_loop(listener, tls, |_, _| async {
+            panic!("served without a handshake")
+        }));
+        let mut silent = TcpStream::connect(addr).await.unwrap();
+        assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0);
+        server.abort();
+    }
 }

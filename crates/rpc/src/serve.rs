@@ -36,6 +36,13 @@ impl TlsServer {
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
     }
+
+    /// Stops listening and closes all connections. When this returns the port is free.
+    pub async fn shutdown(mut self) {
+        self.task.abort();
+        // An error says that it was aborted, which is what was asked for.
+        let _ = (&mut self.task).await;
+    }
 }
 
 impl Drop for TlsServer {

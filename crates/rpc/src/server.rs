@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -178,6 +178,13 @@ impl Server {
     pub fn recheck(&self) {
         self.recheck.send_replace(());
     }
+
+    /// Stops listening and closes all connections. When this returns the port is free.
+    pub async fn shutdown(mut self) {
+        self.task.abort();
+        // An error says that it was aborted, which is what was asked for.
+        let _ = (&mut self.task).await;
+    }
 }
 
 impl Drop for Server {
@@ -247,6 +254,13 @@ async fn answer(
             "calls are made with POST",
         ));
     }
+    let too_large = || {
+        let message = format!("the body is longer than {} MiB", MAX_BODY >> 20);
+        closing(refusal(&Fault::new(FaultKind::TooLarge, message)))
+    };
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return too_large();
+    }
     let path = request.uri().path().to_owned();
     let wants_stream = request
         .headers()
@@ -261,10 +275,7 @@ async fn answer(
     .await
     {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => {
-            let message = format!("the body is longer than {} MiB", MAX_BODY >> 20);
-            return closing(refusal(&Fault::new(FaultKind::TooLarge, message)));
-        }
+        Ok(Err(e)) if e.is::<LengthLimitError>() => return too_large(),
         Ok(Err(e)) => return closing(refusal(&Fault::new(FaultKind::BadRequest, e.to_string()))),
         Err(_) => {
             return closing(refusal(&Fault::new(

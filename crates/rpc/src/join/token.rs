@@ -234,7 +234,6 @@ mod tests {
             let at = at.index(word.len());
             prop_assume!(word[at] != other);
             word[at] = other;
-            prop_assume!(!(other.is_whitespace() && (at == 0 || at == word.len() - 1)));
             prop_assert!(JoinToken::parse(&word.iter().collect::<String>()).is_err());
         }
 
