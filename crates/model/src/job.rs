@@ -52,7 +52,10 @@ impl JobStatus {
 
     /// Whether nothing more will happen.
     pub fn is_final(self) -> bool {
-        matches!(self, JobStatus::Canceled | JobStatus::Success | JobStatus::Error)
+        matches!(
+            self,
+            JobStatus::Canceled | JobStatus::Success | JobStatus::Error
+        )
     }
 }
 

@@ -20,8 +20,16 @@ impl State {
     ) -> Result<Applied, Rejection> {
         // Numbers go on counting where a destroyed cluster left off; nothing else of it counts any more.
         let mut fresh = State {
-            incarnation: Incarnation { n: self.incarnation.n + 1, id: incarnation },
-            cluster: Some(Cluster { ctime: at, mtime: at, serial_no: 1, ..cluster.clone() }),
+            incarnation: Incarnation {
+                n: self.incarnation.n + 1,
+                id: incarnation,
+            },
+            cluster: Some(Cluster {
+                ctime: at,
+                mtime: at,
+                serial_no: 1,
+                ..cluster.clone()
+            }),
             last_node: self.last_node,
             last_job: self.last_job,
             last_life: self.last_life,
@@ -64,7 +72,11 @@ impl State {
         Ok(Applied::Done)
     }
 
-    pub(super) fn modify_cluster(&mut self, change: &ClusterChange, at: Timestamp) -> Result<Applied, Rejection> {
+    pub(super) fn modify_cluster(
+        &mut self,
+        change: &ClusterChange,
+        at: Timestamp,
+    ) -> Result<Applied, Rejection> {
         let Some(cluster) = self.cluster.as_mut() else {
             return Err(Rejection::NoCluster);
         };
@@ -81,19 +93,28 @@ impl State {
         if let Some(office) = self.office
             && term <= office.term
         {
-            return Err(Rejection::Office { now: office.term, then: term });
+            return Err(Rejection::Office {
+                now: office.term,
+                then: term,
+            });
         }
         let Some(candidate) = self.nodes.get(&node) else {
             return Err(super::unknown("Node", node));
         };
         if !candidate.may_be_master() {
-            return Err(Rejection::State(format!("Node '{}' is not a master candidate", candidate.name)));
+            return Err(Rejection::State(format!(
+                "Node '{}' is not a master candidate",
+                candidate.name
+            )));
         }
         self.office = Some(Office { node, term });
         Ok(Applied::Done)
     }
 
-    pub(super) fn set_address_owner(&mut self, owner: Option<NodeId>) -> Result<Applied, Rejection> {
+    pub(super) fn set_address_owner(
+        &mut self,
+        owner: Option<NodeId>,
+    ) -> Result<Applied, Rejection> {
         // From one holder to another only by way of nobody: the old one has to have dropped the address.
         if let (Some(old), Some(new)) = (self.address_owner, owner)
             && old != new
@@ -107,9 +128,16 @@ impl State {
         Ok(Applied::Done)
     }
 
-    pub(super) fn found(&mut self, incarnation: Incarnation, fork_point: ForkPoint) -> Result<Applied, Rejection> {
+    pub(super) fn found(
+        &mut self,
+        incarnation: Incarnation,
+        fork_point: ForkPoint,
+    ) -> Result<Applied, Rejection> {
         if incarnation.n <= self.incarnation.n {
-            return Err(Rejection::Incarnation { now: self.incarnation.n, then: incarnation.n });
+            return Err(Rejection::Incarnation {
+                now: self.incarnation.n,
+                then: incarnation.n,
+            });
         }
         self.lineage.push((self.incarnation, fork_point));
         self.incarnation = incarnation;

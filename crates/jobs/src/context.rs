@@ -1,0 +1,298 @@
+//! What an operation is given: its record, the state, the nodes.
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use model::{Command, JobChange, JobId, NodeId, Op, State, Timestamp, Uuid};
+use opcodes::{ErrorCode, Failure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::agent::{Call, Reply};
+use crate::world::{CallError, ProposeError, World};
+
+/// How long an operation goes on asking a node that does not answer. A daemon that is started again is back in a second.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a single call may take, unless the operation says otherwise.
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why an operation does not go on.
+#[derive(Clone, Debug)]
+pub enum Halt {
+    /// It failed; what it had begun has to be undone.
+    Failed(Failure),
+    /// This master is out of office, or does not know whether its last proposal was committed. Nothing is undone and
+    /// nothing recorded: the next master goes on from the record.
+    Interrupted,
+}
+
+impl From<Failure> for Halt {
+    fn from(failure: Failure) -> Self {
+        Halt::Failed(failure)
+    }
+}
+
+/// The surroundings of one run of one opcode.
+pub struct Context {
+    world: Arc<dyn World>,
+    job: JobId,
+    op: usize,
+    /// How many lines this run of the operation has said; an earlier run may have said them already.
+    said: AtomicUsize,
+}
+
+impl Context {
+    pub(crate) fn new(world: Arc<dyn World>, job: JobId, op: usize) -> Self {
+        Self {
+            world,
+            job,
+            op,
+            said: AtomicUsize::new(0),
+        }
+    }
+
+    /// The job that it belongs to.
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// The newest applied state.
+    pub fn state(&self) -> Arc<State> {
+        self.world.state()
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.world.now()
+    }
+
+    /// A fresh identity. Choose inside a [step](Self::step), or a repetition chooses anew.
+    pub fn new_uuid(&self) -> Uuid {
+        self.world.new_uuid()
+    }
+
+    /// A one-time token for joining, and the SHA-256 of its secret. Choose inside a step.
+    pub fn new_token(&self) -> (String, String) {
+        self.world.new_token()
+    }
+
+    /// The outside, for what has no step of its own.
+    pub fn world(&self) -> &Arc<dyn World> {
+        &self.world
+    }
+
+    fn with_op<T>(&self, read: impl FnOnce(&Op) -> T) -> Option<T> {
+        self.state()
+            .jobs
+            .get(&self.job)
+            .and_then(|job| job.ops.get(self.op))
+            .map(read)
+    }
+
+    /// The result of a step that is recorded as done.
+    pub fn recorded<T: DeserializeOwned>(&self, step: &str) -> Option<T> {
+        let output = self
+            .with_op(|op| op.steps.get(step).and_then(|step| step.done.clone()))
+            .flatten()?;
+        serde_json::from_value(output).ok()
+    }
+
+    /// Does a step, unless the record says that it is done. `work` may be run again after an interruption, so it has to
+    /// find work that is already done as it would have left it.
+    ///
+    /// # Errors
+    /// What `work` fails with, or [`Halt::Interrupted`].
+    pub async fn step<T, F>(&self, name: &str, work: impl FnOnce() -> F) -> Result<T, Halt>
+    where
+        T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<T, Halt>>,
+    {
+        if let Some(output) = self.recorded(name) {
+            return Ok(output);
+        }
+        let op = self.op;
+        self.record(vec![JobChange::StepBegun {
+            op,
+            step: name.to_owned(),
+        }])
+        .await?;
+        let output = work().await?;
+        let value = serde_json::to_value(&output).map_err(|error| {
+            Failure::failed(format!(
+                "step '{name}' has a result that can't be recorded: {error}"
+            ))
+        })?;
+        self.record(vec![JobChange::StepDone {
+            op,
+            step: name.to_owned(),
+            output: value,
+        }])
+        .await?;
+        Ok(output)
+    }
+
+    /// A step that only changes the replicated state: the change and its record are one log entry, so it happens exactly
+    /// once.
+    ///
+    /// # Errors
+    /// [`Halt::Failed`] with the rejection, or [`Halt::Interrupted`].
+    pub async fn commit(&self, name: &str, mut commands: Vec<Command>) -> Result<(), Halt> {
+        if self
+            .with_op(|op| op.steps.get(name).is_some_and(|step| step.done.is_some()))
+            .unwrap_or(false)
+        {
+            return Ok(());
+        }
+        let op = self.op;
+        let changes = vec![
+            JobChange::StepBegun {
+                op,
+                step: name.to_owned(),
+            },
+            JobChange::StepDone {
+                op,
+                step: name.to_owned(),
+                output: serde_json::Value::Null,
+            },
+        ];
+        commands.push(Command::RecordJob {
+            job: self.job,
+            changes,
+        });
+        self.propose(commands).await.map(|_| ())
+    }
+
+    /// Proposes commands that need no record of their own.
+    ///
+    /// # Errors
+    /// [`Halt::Failed`] with the rejection, or [`Halt::Interrupted`].
+    pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<model::Applied>, Halt> {
+        match self.world.propose(commands).await {
+            Ok(applied) => Ok(applied),
+            Err(ProposeError::Rejected(
+                model::Rejection::Office { .. } | model::Rejection::Incarnation { .. },
+            )) => Err(Halt::Interrupted),
+            Err(ProposeError::Rejected(rejection)) => Err(Halt::Failed(rejection.into())),
+            Err(ProposeError::Interrupted) => Err(Halt::Interrupted),
+        }
+    }
+
+    pub(crate) async fn record(&self, changes: Vec<JobChange>) -> Result<(), Halt> {
+        let command = Command::RecordJob {
+            job: self.job,
+            changes,
+        };
+        match self.propose(vec![command]).await {
+            Ok(_) => Ok(()),
+            // The job has ended or is gone: whoever did that decided it; this run has nothing more to say.
+            Err(Halt::Failed(failure)) => {
+                tracing::warn!(job = %self.job, %failure, "the record of a job was refused");
+                Err(Halt::Interrupted)
+            }
+            Err(halt) => Err(halt),
+        }
+    }
+
+    /// Tells the administrator something. A line that an earlier run has said is not said again.
+    ///
+    /// # Errors
+    /// [`Halt::Interrupted`].
+    pub async fn say(&self, message: impl Into<String>) -> Result<(), Halt> {
+        let message = message.into();
+        let place = self.said.fetch_add(1, Ordering::Relaxed);
+        let said = self
+            .with_op(|op| {
+                op.log
+                    .get(place)
+                    .is_some_and(|line| line.message == message)
+            })
+            .unwrap_or(false);
+        if said {
+            return Ok(());
+        }
+        self.record(vec![JobChange::Log {
+            op: self.op,
+            message,
+        }])
+        .await
+    }
+
+    /// Tells the administrator of something that is not as it should be, but does not stop the operation.
+    ///
+    /// # Errors
+    /// [`Halt::Interrupted`].
+    pub async fn warn(&self, message: impl std::fmt::Display) -> Result<(), Halt> {
+        self.say(format!(" - WARNING: {message}")).await
+    }
+
+    /// Asks a node, again and again for a while if it does not answer.
+    ///
+    /// # Errors
+    /// [`Halt::Failed`] with the node's own failure, or saying that the node does not answer.
+    pub async fn call(&self, node: NodeId, call: Call) -> Result<Reply, Halt> {
+        self.call_within(node, call, CALL_DEADLINE).await
+    }
+
+    /// As [`Self::call`], for what may take up to `deadline`.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_within(
+        &self,
+        node: NodeId,
+        call: Call,
+        deadline: Duration,
+    ) -> Result<Reply, Halt> {
+        let mut waited = Duration::ZERO;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match self.world.call(node, call.clone(), deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(CallError::Failed(failure)) => return Err(Halt::Failed(failure)),
+                Err(CallError::Deposed) => return Err(Halt::Interrupted),
+                Err(CallError::Unreachable(why)) if waited >= PATIENCE => {
+                    let name = self.state().node_name(node);
+                    return Err(Halt::Failed(Failure::refused(
+                        ErrorCode::EnvironmentError,
+                        format!("Node '{name}' does not answer: {why}"),
+                    )));
+                }
+                Err(CallError::Unreachable(why)) => {
+                    tracing::info!(%node, why, "a node does not answer, asking again");
+                    self.world.sleep(pause).await;
+                    waited += pause;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    /// Asks a node once.
+    ///
+    /// # Errors
+    /// As [`World::call`].
+    pub async fn call_once(
+        &self,
+        node: NodeId,
+        call: Call,
+        deadline: Duration,
+    ) -> Result<Reply, CallError> {
+        self.world.call(node, call, deadline).await
+    }
+
+    /// Looks a name up.
+    ///
+    /// # Errors
+    /// Ganeti's refusal of a name that does not resolve.
+    pub async fn resolve(&self, name: &str) -> Result<Ipv4Addr, Halt> {
+        self.world.resolve(name).await.map_err(|why| {
+            Halt::Failed(Failure::refused(
+                ErrorCode::ResolverError,
+                format!("The given name ({name}) does not resolve: {why}"),
+            ))
+        })
+    }
+}

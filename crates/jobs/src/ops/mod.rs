@@ -1,0 +1,126 @@
+//! The operations: what each opcode does, as steps that can be resumed.
+
+mod cluster;
+mod create;
+mod delay;
+mod instance;
+mod modify;
+mod nodes;
+mod spec;
+mod verify;
+
+use model::{NodeId, State};
+use opcodes::{ErrorCode, Failure, Opcode};
+use serde_json::Value;
+
+use crate::context::{Context, Halt};
+use crate::locks::{Lock, Mode, Wants};
+
+/// Locks that an opcode needs in that state.
+pub fn locks(opcode: &Opcode, state: &State) -> Wants {
+    let mut wants = Wants::from([(Lock::Cluster, Mode::Shared)]);
+    let node = |name: &str| state.node_by_name(name).map(|(id, _)| Lock::Node(id));
+    let instance = |name: &str| Lock::Instance(name.to_owned());
+    let home = |name: &str| {
+        state
+            .instance_by_name(name)
+            .map(|instance| Lock::Node(instance.primary))
+    };
+    match opcode {
+        Opcode::ClusterVerify(_)
+        | Opcode::ClusterVerifyConfig(_)
+        | Opcode::ClusterVerifyGroup(_)
+        | Opcode::ClusterRedistConf {} => {}
+        Opcode::NodeAdd(op) => {
+            wants.insert(Lock::NodeName(op.node_name.clone()), Mode::Exclusive);
+        }
+        Opcode::NodeSetParams(op) => {
+            wants.extend(node(&op.node_name).map(|lock| (lock, Mode::Exclusive)))
+        }
+        Opcode::NodeRemove { node_name } => {
+            wants.extend(node(node_name).map(|lock| (lock, Mode::Exclusive)))
+        }
+        Opcode::InstanceCreate(op) => {
+            wants.insert(instance(&op.instance_name), Mode::Exclusive);
+            wants.extend(
+                op.pnode
+                    .as_deref()
+                    .and_then(node)
+                    .map(|lock| (lock, Mode::Shared)),
+            );
+        }
+        Opcode::InstanceStartup(opcodes::op::InstanceStartup {
+            instance_name: name,
+            ..
+        })
+        | Opcode::InstanceShutdown(opcodes::op::InstanceShutdown {
+            instance_name: name,
+            ..
+        })
+        | Opcode::InstanceReboot(opcodes::op::InstanceReboot {
+            instance_name: name,
+            ..
+        })
+        | Opcode::InstanceRemove(opcodes::op::InstanceRemove {
+            instance_name: name,
+            ..
+        }) => {
+            wants.insert(instance(name), Mode::Exclusive);
+            wants.extend(home(name).map(|lock| (lock, Mode::Shared)));
+        }
+        Opcode::InstanceSetParams(op) => {
+            wants.insert(instance(&op.instance_name), Mode::Exclusive);
+        }
+        Opcode::TestDelay(op) if op.no_locks => {}
+        Opcode::TestDelay(op) => {
+            wants.extend(
+                op.on_nodes
+                    .iter()
+                    .filter_map(|name| node(name))
+                    .map(|lock| (lock, Mode::Exclusive)),
+            );
+        }
+    }
+    wants
+}
+
+/// Carries an opcode out.
+///
+/// # Errors
+/// See [`Halt`].
+pub async fn execute(ctx: &Context, opcode: Opcode) -> Result<Value, Halt> {
+    match opcode {
+        Opcode::ClusterVerify(op) => verify::submit(ctx, op).await,
+        Opcode::ClusterVerifyConfig(op) => verify::config(ctx, op).await,
+        Opcode::ClusterVerifyGroup(op) => verify::group(ctx, op).await,
+        Opcode::ClusterRedistConf {} => cluster::redistribute(ctx).await,
+        Opcode::NodeAdd(op) => nodes::add(ctx, op).await,
+        Opcode::NodeSetParams(op) => nodes::set_params(ctx, op).await,
+        Opcode::NodeRemove { node_name } => nodes::remove(ctx, &node_name).await,
+        Opcode::InstanceCreate(op) => create::create(ctx, *op).await,
+        Opcode::InstanceStartup(op) => instance::startup(ctx, op).await,
+        Opcode::InstanceShutdown(op) => instance::shutdown(ctx, op).await,
+        Opcode::InstanceReboot(op) => instance::reboot(ctx, op).await,
+        Opcode::InstanceRemove(op) => instance::remove(ctx, op).await,
+        Opcode::InstanceSetParams(op) => modify::set_params(ctx, *op).await,
+        Opcode::TestDelay(op) => delay::delay(ctx, op).await,
+    }
+}
+
+/// The node of that name.
+fn find_node(state: &State, name: &str) -> Result<NodeId, Failure> {
+    state
+        .node_by_name(name)
+        .map(|(id, _)| id)
+        .ok_or_else(|| Failure::unknown("Node", name))
+}
+
+/// A refusal because the request makes no sense.
+fn wrong_input(text: impl Into<String>) -> Failure {
+    Failure::refused(ErrorCode::WrongInput, text)
+}
+
+/// A refusal because of the state of the object.
+fn wrong_state(text: impl Into<String>) -> Failure {
+    Failure::refused(ErrorCode::WrongState, text)
+}
