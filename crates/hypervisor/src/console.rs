@@ -112,7 +112,10 @@ impl Hub {
         let (backlog, live) = {
             let output = self.output();
             let backlog = output.backlog.iter().copied().collect();
-            (backlog, output.readers.as_ref().map(broadcast::Sender::subscribe))
+            (
+                backlog,
+                output.readers.as_ref().map(broadcast::Sender::subscribe),
+            )
         };
         let pump = tokio::spawn(pump(far, backlog, live, self.input.clone()));
         ConsoleStream {

@@ -70,7 +70,9 @@ pub enum Error {
         instance: String,
     },
     /// A killed process did not end.
-    #[error("process {pid} of instance {instance} was killed {seconds} s ago and is still there: it hangs in the kernel, look at its disks")]
+    #[error(
+        "process {pid} of instance {instance} was killed {seconds} s ago and is still there: it hangs in the kernel, look at its disks"
+    )]
     NotGone {
         /// The instance's name.
         instance: String,

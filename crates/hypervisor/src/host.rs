@@ -16,12 +16,15 @@ pub(crate) struct Host {
 
 /// Reads `/proc` and `/sys`.
 pub(crate) fn read() -> Result<Host> {
-    let read = |path: &str| std::fs::read_to_string(path).map_err(Error::io(format!("read {path}")));
+    let read =
+        |path: &str| std::fs::read_to_string(path).map_err(Error::io(format!("read {path}")));
     let meminfo = read("/proc/meminfo")?;
     let cpuinfo = read("/proc/cpuinfo")?;
     let numa = std::fs::read_dir("/sys/devices/system/node").map_or(0, |entries| {
         let names = entries.flatten().map(|entry| entry.file_name());
-        names.filter(|name| is_numa_node(&name.to_string_lossy())).count()
+        names
+            .filter(|name| is_numa_node(&name.to_string_lossy()))
+            .count()
     });
     let (cpus, cpu_sockets) = count_cpus(&cpuinfo);
     Ok(Host {

@@ -10,6 +10,7 @@
 pub mod accel;
 mod console;
 mod error;
+mod fake;
 mod host;
 mod machine;
 mod process;
@@ -24,6 +25,7 @@ use tokio::sync::broadcast;
 pub use accel::{Accelerator, AcceleratorKind};
 pub use console::ConsoleStream;
 pub use error::{Error, Result};
+pub use fake::{Fake, FakeConfig};
 pub use machine::{
     Aio, Boot, DiskSource, DiskSpec, MAX_DISKS, MAX_NICS, MachineSpec, NicModel, NicSpec,
     RebootBehavior,

@@ -1,5 +1,5 @@
 //! Processes, named so that a later one with the same number is never taken for them.
-#![allow(unsafe_code)] // pidfd_open and pidfd_send_signal have no wrapper in nix.
+#![allow(unsafe_code)] // pidfd_open and pidfd_send_signal have no wrapper in nix; tokio wants a promise to watch one.
 
 use std::fmt;
 use std::io;
@@ -76,7 +76,12 @@ impl FromStr for ProcessId {
     type Err = io::Error;
 
     fn from_str(text: &str) -> io::Result<ProcessId> {
-        let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} names no process"));
+        let bad = || {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{text:?} names no process"),
+            )
+        };
         let mut words = text.split_ascii_whitespace();
         let (Some(pid), Some(start_time), Some(boot_id), None) =
             (words.next(), words.next(), words.next(), words.next())
@@ -119,7 +124,9 @@ impl Pidfd {
         }
         // SAFETY: the kernel just gave this descriptor to us alone; it fits, as descriptors are ints.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        Ok(Pidfd(AsyncFd::register_with_interest(fd, Interest::READABLE)?))
+        // SAFETY: an OwnedFd gives the same descriptor for its whole life, and keeps it open.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Pidfd(fd))
     }
 
     /// Sends a signal. A process that has ended takes it without an error, as a killed one needn't be killed again.
@@ -153,7 +160,11 @@ impl Pidfd {
 
     /// Takes the exit status of an ended process, if it is our child. Another's is told to its parent alone.
     pub(crate) fn reap(&self) -> Option<WaitStatus> {
-        waitid(Id::PIDFd(self.0.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).ok()
+        waitid(
+            Id::PIDFd(self.0.get_ref().as_fd()),
+            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
+        )
+        .ok()
     }
 }
 
@@ -172,7 +183,10 @@ mod tests {
     fn stat_is_read_also_when_the_name_is_hostile() {
         let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20";
         assert_eq!(parse_stat(&format!("42 (qemu) {rest}")), Some(('S', 777)));
-        assert_eq!(parse_stat(&format!("42 (a) R 9 (b) {rest}")), Some(('S', 777)));
+        assert_eq!(
+            parse_stat(&format!("42 (a) R 9 (b) {rest}")),
+            Some(('S', 777))
+        );
         assert_eq!(parse_stat("42 (qemu) S 1 2"), None);
     }
 
@@ -188,21 +202,31 @@ mod tests {
     async fn another_process_with_the_same_number_is_not_the_same() {
         let me = ProcessId::of(std::process::id() as i32).unwrap();
         assert!(me.open().unwrap().is_some());
-        let earlier = ProcessId { start_time: me.start_time - 1, ..me.clone() };
+        let earlier = ProcessId {
+            start_time: me.start_time - 1,
+            ..me.clone()
+        };
         assert!(earlier.open().unwrap().is_none());
-        let other_boot = ProcessId { boot_id: "another".into(), ..me };
+        let other_boot = ProcessId {
+            boot_id: "another".into(),
+            ..me
+        };
         assert!(other_boot.open().unwrap().is_none());
     }
 
     #[tokio::test]
     async fn the_end_of_a_child_is_noticed_and_reaped_once() {
+        #[allow(clippy::zombie_processes)] // Reaped below, by its pidfd.
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         let id = ProcessId::of(child.id() as i32).unwrap();
         let pidfd = id.open().unwrap().unwrap();
         pidfd.signal(Signal::SIGKILL).unwrap();
         pidfd.exited().await.unwrap();
         assert!(id.open().unwrap().is_none(), "a zombie is gone");
-        assert!(matches!(pidfd.reap(), Some(WaitStatus::Signaled(_, Signal::SIGKILL, _))));
+        assert!(matches!(
+            pidfd.reap(),
+            Some(WaitStatus::Signaled(_, Signal::SIGKILL, _))
+        ));
         assert!(pidfd.reap().is_none());
         pidfd.signal(Signal::SIGKILL).unwrap();
     }

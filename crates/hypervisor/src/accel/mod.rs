@@ -76,7 +76,7 @@ pub fn probe() -> Accelerator {
             }
         }
         // An attempt that is nowhere near was not disturbed, it is slow.
-        if best > USABLE || best < USABLE / 10.0 {
+        if !(USABLE / 10.0..=USABLE).contains(&best) {
             break;
         }
     }
@@ -88,7 +88,10 @@ fn judge(speed: f64) -> Accelerator {
     if speed > USABLE {
         Accelerator {
             kind: AcceleratorKind::Kvm,
-            why: format!("{} runs {millions:.0} million instructions a second", kvm::DEVICE),
+            why: format!(
+                "{} runs {millions:.0} million instructions a second",
+                kvm::DEVICE
+            ),
         }
     } else {
         Accelerator {
@@ -109,7 +112,10 @@ mod tests {
     fn only_a_fast_kvm_is_chosen() {
         let slow = judge(1.31e6);
         assert_eq!(slow.kind, AcceleratorKind::Tcg);
-        assert_eq!(slow.why, "/dev/kvm is there but runs 1.3 million instructions a second");
+        assert_eq!(
+            slow.why,
+            "/dev/kvm is there but runs 1.3 million instructions a second"
+        );
         assert_eq!(judge(3e9).kind, AcceleratorKind::Kvm);
     }
 

@@ -48,7 +48,14 @@ struct Machine {
 /// Asks the program.
 pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
     let spawned = Command::new(binary)
-        .args(["-machine", "none", "-accel", "tcg", "-nodefaults", "-no-user-config"])
+        .args([
+            "-machine",
+            "none",
+            "-accel",
+            "tcg",
+            "-nodefaults",
+            "-no-user-config",
+        ])
         .args(["-display", "none", "-S", "-qmp", "stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -57,7 +64,9 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
         .spawn();
     let mut child = spawned.map_err(|source| spawn_error(binary, source))?;
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(Error::io("talk to QEMU")(std::io::ErrorKind::BrokenPipe.into()));
+        return Err(Error::io("talk to QEMU")(
+            std::io::ErrorKind::BrokenPipe.into(),
+        ));
     };
     let (qmp, _) = Qmp::open(tokio::io::join(stdout, stdin), "(none)", |_| {});
     let told = async {
@@ -85,8 +94,14 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
 fn understand(version: Value, machines: Value) -> serde_json::Result<Capabilities> {
     let version: Version = serde_json::from_value(version)?;
     let machines: Vec<Machine> = serde_json::from_value(machines)?;
-    let pc = machines.into_iter().find(|machine| machine.alias.as_deref() == Some("pc"));
-    let Numbers { major, minor, micro } = version.qemu;
+    let pc = machines
+        .into_iter()
+        .find(|machine| machine.alias.as_deref() == Some("pc"));
+    let Numbers {
+        major,
+        minor,
+        micro,
+    } = version.qemu;
     let package = version.package;
     Ok(Capabilities {
         version: if package.is_empty() {
@@ -118,7 +133,8 @@ mod tests {
 
     #[test]
     fn the_versioned_machine_behind_pc_is_found() {
-        let version = json!({"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "Debian 1:10.0.2"});
+        let version =
+            json!({"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "Debian 1:10.0.2"});
         let machines = json!([
             {"name": "pc-i440fx-9.2", "cpu-max": 255},
             {"name": "pc-q35-10.0", "alias": "q35"},
@@ -131,8 +147,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_names_its_package() {
-        let error = ask(Path::new("/nonexistent/qemu-system-x86_64")).await.unwrap_err();
+        let error = ask(Path::new("/nonexistent/qemu-system-x86_64"))
+            .await
+            .unwrap_err();
         let message = error.to_string();
-        assert!(message.contains("/nonexistent/qemu") && message.contains("qemu-system-x86"), "{message}");
+        assert!(
+            message.contains("/nonexistent/qemu") && message.contains("qemu-system-x86"),
+            "{message}"
+        );
     }
 }

@@ -168,7 +168,11 @@ impl Qmp {
             Ok(Err(_)) => Err(QmpError::Lost {
                 instance: self.instance.clone(),
                 command: command.to_owned(),
-                reason: self.ended.borrow().clone().unwrap_or_else(|| "it was closed".into()),
+                reason: self
+                    .ended
+                    .borrow()
+                    .clone()
+                    .unwrap_or_else(|| "it was closed".into()),
             }),
             Err(_) => Err(QmpError::TimedOut {
                 instance: self.instance.clone(),
@@ -253,14 +257,23 @@ where
 
     fn answer(&mut self, message: Message) {
         let Some((command, answer)) = message.id.and_then(|id| self.pending.remove(&id)) else {
-            tracing::debug!(instance = self.instance, id = message.id, "an answer that nobody asked for");
+            tracing::debug!(
+                instance = self.instance,
+                id = message.id,
+                "an answer that nobody asked for"
+            );
             return;
         };
         let result = match (message.r#return, message.error) {
             (Some(value), None) => Ok(value),
             (_, error) => {
                 let (class, desc) = error.map_or_else(
-                    || ("GenericError".into(), "an answer with neither result nor error".into()),
+                    || {
+                        (
+                            "GenericError".into(),
+                            "an answer with neither result nor error".into(),
+                        )
+                    },
                     |refusal| (refusal.class, refusal.desc),
                 );
                 Err(QmpError::Refused {
@@ -329,7 +342,10 @@ mod tests {
 
     impl Server {
         async fn say(&mut self, message: Value) {
-            self.writer.write_all(format!("{message}\r\n").as_bytes()).await.unwrap();
+            self.writer
+                .write_all(format!("{message}\r\n").as_bytes())
+                .await
+                .unwrap();
         }
 
         async fn hear(&mut self) -> Value {
@@ -371,7 +387,9 @@ mod tests {
         server.greet().await;
         let (a, b) = (server.hear().await, server.hear().await);
         for question in [&b, &a] {
-            server.say(json!({"return": {"was": question["execute"]}, "id": question["id"]})).await;
+            server
+                .say(json!({"return": {"was": question["execute"]}, "id": question["id"]}))
+                .await;
         }
         assert_eq!(one.await.unwrap().unwrap(), json!({"was": "one"}));
         assert_eq!(two.await.unwrap().unwrap(), json!({"was": "two"}));
@@ -383,11 +401,22 @@ mod tests {
         let asked = ask(&qmp, "stop");
         server.greet().await;
         let question = server.hear().await;
-        server.say(json!({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}})).await;
-        server.say(json!({"event": "SHUTDOWN", "data": {"guest": true, "x-new": 1}, "x": []})).await;
-        server.say(json!({"return": {}, "id": question["id"]})).await;
+        server
+            .say(json!({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}))
+            .await;
+        server
+            .say(json!({"event": "SHUTDOWN", "data": {"guest": true, "x-new": 1}, "x": []}))
+            .await;
+        server
+            .say(json!({"return": {}, "id": question["id"]}))
+            .await;
         asked.await.unwrap().unwrap();
-        let names: Vec<_> = seen.lock().unwrap().iter().map(|event| event.name.clone()).collect();
+        let names: Vec<_> = seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|event| event.name.clone())
+            .collect();
         assert_eq!(names, ["STOP", "SHUTDOWN"]);
         assert_eq!(seen.lock().unwrap()[1].data["guest"], true);
     }
@@ -399,11 +428,16 @@ mod tests {
         server.greet().await;
         let question = server.hear().await;
         let error = json!({"class": "CommandNotFound", "desc": "no such command"});
-        server.say(json!({"error": error, "id": question["id"]})).await;
+        server
+            .say(json!({"error": error, "id": question["id"]}))
+            .await;
         let error = asked.await.unwrap().unwrap_err();
         assert!(matches!(&error, QmpError::Refused { class, .. } if class == "CommandNotFound"));
         let message = error.to_string();
-        assert!(message.contains("vm1") && message.contains("no such command"), "{message}");
+        assert!(
+            message.contains("vm1") && message.contains("no such command"),
+            "{message}"
+        );
     }
 
     #[tokio::test]
@@ -423,15 +457,24 @@ mod tests {
     async fn a_silent_qemu_is_waited_for_as_long_as_was_said() {
         let (qmp, mut server, _) = connected().await;
         // Not even a greeting: a stopped process.
-        let result = qmp.execute("cont", Value::Null, Duration::from_millis(1)).await;
-        assert!(matches!(result, Err(QmpError::TimedOut { .. })), "{result:?}");
+        let result = qmp
+            .execute("cont", Value::Null, Duration::from_millis(1))
+            .await;
+        assert!(
+            matches!(result, Err(QmpError::TimedOut { .. })),
+            "{result:?}"
+        );
         // It comes back: the late answer goes nowhere, the next question gets its own.
         server.greet().await;
         let late = server.hear().await;
-        server.say(json!({"return": "late", "id": late["id"]})).await;
+        server
+            .say(json!({"return": "late", "id": late["id"]}))
+            .await;
         let asked = ask(&qmp, "query-status");
         let question = server.hear().await;
-        server.say(json!({"return": "own", "id": question["id"]})).await;
+        server
+            .say(json!({"return": "own", "id": question["id"]}))
+            .await;
         assert_eq!(asked.await.unwrap().unwrap(), "own");
     }
 
@@ -441,8 +484,15 @@ mod tests {
         let asked = ask(&qmp, "cont");
         server.greet().await;
         server.hear().await;
-        server.writer.write_all(b"Segmentation fault\n").await.unwrap();
+        server
+            .writer
+            .write_all(b"Segmentation fault\n")
+            .await
+            .unwrap();
         let message = asked.await.unwrap().unwrap_err().to_string();
-        assert!(message.contains("not QMP") && message.contains("Segmentation"), "{message}");
+        assert!(
+            message.contains("not QMP") && message.contains("Segmentation"),
+            "{message}"
+        );
     }
 }

@@ -112,7 +112,8 @@ impl RunDir {
 
     pub fn write_process(&self, process: &ProcessId) -> Result<()> {
         let path = self.path.join(PID);
-        replace(&path, &format!("{process}\n")).map_err(Error::io(format!("write {}", path.display())))
+        replace(&path, &format!("{process}\n"))
+            .map_err(Error::io(format!("write {}", path.display())))
     }
 
     /// What was started here, and as which process; `None` where the start was cut off before that was written.
