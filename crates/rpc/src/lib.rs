@@ -7,7 +7,7 @@
 //! | [`server`], [`client`] | calls and byte streams between nodes (port 5081): HTTP/1.1 with JSON bodies over mutual TLS |
 //! | [`fault`] | what a peer answers instead of a result, and what a caller knows when there is no answer |
 //! | [`envelope`] | incarnation, term and job around every order to a node, and the gate that refuses the ones of a deposed master |
-//! | [`join`] | how a machine that has no certificate yet gets one, by a one-time token (port 5080) |
+//! | [`mod@join`] | how a machine that has no certificate yet gets one, by a one-time token (port 5080) |
 //! | [`serve`] | an HTTP service behind TLS for any client, as port 5080 is |
 //!
 //! An answer that does not come is not a refusal. [`CallError`] therefore always tells a request that was never sent from

@@ -81,10 +81,14 @@ impl Accept for TcpListener {
     }
 }
 
-/// Accepts connections for ever, each in a task of its own that ends with this future, and calls `serve` with those that
-/// got through the TLS handshake.
-pub(crate) async fn accept_loop<S, F>(mut listener: impl Accept, tls: Arc<ServerConfig>, serve: S)
-where
+/// Accepts connections for ever, at most `most` at a time, each in a task of its own that ends with this future; calls
+/// `serve` with those that got through the TLS handshake.
+pub(crate) async fn accept_loop<S, F>(
+    mut listener: impl Accept,
+    tls: Arc<ServerConfig>,
+    most: usize,
+    serve: S,
+) where
     S: Fn(TlsStream<TcpStream>, SocketAddr) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send,
 {
@@ -93,8 +97,10 @@ where
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
+            // Those that ended first, so that they are not counted.
+            biased;
             Some(_) = connections.join_next() => continue,
+            accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
         };
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
@@ -110,6 +116,10 @@ where
                 continue;
             }
         };
+        if connections.len() >= most {
+            tracing::warn!(%from, "connection dropped: there are {most} already");
+            continue;
+        }
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             tracing::warn!(%from, "connection dropped: {HANDSHAKES} others have not finished their TLS handshake");
             continue;
@@ -183,6 +193,7 @@ mod tests {
         let server = tokio::spawn(accept_loop(
             starved,
             crate::tls::server_config(&identity).unwrap(),
+            1,
             move |_, _| {
                 let served = served.lock().unwrap().take();
                 async move { served.map(|s| s.send(())).unwrap().unwrap() }
@@ -220,11 +231,35 @@ mod tests {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let tls = crate::tls::server_config(&identity).unwrap();
-        let server = tokio::spawn(accept_loop(listener, tls, |_, _| async {
+        let server = tokio::spawn(accept_loop(listener, tls, 1, |_, _| async {
             panic!("served without a handshake")
         }));
         let mut silent = TcpStream::connect(addr).await.unwrap();
         assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0);
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn one_connection_too_many_is_dropped_and_there_is_room_again_when_one_ends() {
+        let identity = crate::identity::tests::cluster().node(1);
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let tls = crate::tls::server_config(&identity).unwrap();
+        let server = tokio::spawn(accept_loop(listener, tls, 1, |mut stream, _| async move {
+            while stream.read(&mut [0; 1]).await.is_ok_and(|n| n > 0) {}
+        }));
+        let connect = async || {
+            let connector =
+                tokio_rustls::TlsConnector::from(crate::tls::client_config(&identity, 1).unwrap());
+            let name = rustls_pki_types::ServerName::IpAddress(addr.ip().into());
+            connector
+                .connect(name, TcpStream::connect(addr).await.unwrap())
+                .await
+        };
+        let first = connect().await.unwrap();
+        connect().await.unwrap_err();
+        drop(first);
+        while connect().await.is_err() {}
         server.abort();
     }
 }

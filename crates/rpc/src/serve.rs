@@ -20,6 +20,9 @@ use crate::listen::{ListenError, accept_loop};
 /// How long a client may be idle between requests, or take to send the head of one.
 const HEAD_TIME: Duration = Duration::from_secs(60);
 
+/// Connections at once. Anybody may connect here, and must not be able to use up what the rest of the daemon needs.
+const MOST_CONNECTIONS: usize = 512;
+
 /// Where a request came from; found among the request's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
@@ -98,6 +101,6 @@ where
     };
     Ok(TlsServer {
         addr,
-        task: tokio::spawn(accept_loop(listener, tls, serve)),
+        task: tokio::spawn(accept_loop(listener, tls, MOST_CONNECTIONS, serve)),
     })
 }

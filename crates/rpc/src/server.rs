@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +31,9 @@ use crate::tls::{TlsError, server_config};
 
 /// How long a caller may take to send a body.
 const BODY_TIME: Duration = Duration::from_secs(60);
+
+/// Connections at once. All are of members, a few from each.
+const MOST_CONNECTIONS: usize = 16_384;
 
 /// Whether a peer is still a member of the cluster: asked for every request, because a certificate can't be taken back.
 pub type Admit = Arc<dyn Fn(&PeerIdentity) -> bool + Send + Sync>;
@@ -124,8 +126,10 @@ impl Shared {
     /// Returns once the peer is no member any more, or the server has ended.
     async fn expelled(&self, peer: &PeerIdentity) {
         let mut recheck = self.recheck.clone();
-        while (self.admit)(peer) {
-            if recheck.changed().await.is_err() {
+        loop {
+            // Before the question, so that a change while it is being answered is not missed.
+            recheck.mark_unchanged();
+            if !(self.admit)(peer) || recheck.changed().await.is_err() {
                 return;
             }
         }
@@ -163,7 +167,7 @@ impl Server {
         let serve = move |stream, from| serve_connection(shared.clone(), stream, from);
         Ok(Self {
             addr,
-            task: tokio::spawn(accept_loop(listener, tls, serve)),
+            task: tokio::spawn(accept_loop(listener, tls, MOST_CONNECTIONS, serve)),
             recheck,
         })
     }
@@ -218,21 +222,23 @@ async fn serve_connection(shared: Arc<Shared>, stream: TlsStream<TcpStream>, fro
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(stream), handler)
         .with_upgrades();
-    let mut connection = pin!(connection);
-    let mut expelled = pin!(async {
-        // A peer that is refused already when it comes is told so by the answer to its request.
+    let expelled = async {
+        // A peer that is no member already when it comes is told so by the answer to its request, so wait for a change.
         let mut recheck = watching.recheck.clone();
+        recheck.mark_unchanged();
         if recheck.changed().await.is_ok() {
             watching.expelled(&peer).await;
         }
-    });
+    };
     tokio::select! {
-        ended = &mut connection => {
+        ended = connection => {
             if let Err(error) = ended {
                 tracing::debug!(node = peer.node, %from, %error, "connection ended");
             }
         }
-        () = &mut expelled => tracing::info!(node = peer.node, %from, "connection ended: no member any more"),
+        () = expelled => {
+            tracing::info!(node = peer.node, %from, "connection ended by us: no member any more, or shutting down");
+        }
     }
 }
 
@@ -314,13 +320,14 @@ async fn stream(
 ) -> Response<Full<Bytes>> {
     let (accept, accepted) = oneshot::channel();
     let task = tokio::spawn(async move {
-        tokio::select! {
+        let ended = tokio::select! {
             ended = shared.service.stream(peer, &path, body, Upgrade { accept, upgraded }) => ended,
-            () = shared.expelled(&peer) => {
-                tracing::info!(node = peer.node, path, "stream ended: no member any more");
-                Err(Fault::new(FaultKind::Forbidden, "no member any more"))
-            }
+            () = shared.expelled(&peer) => Err(Fault::new(FaultKind::Forbidden, "no member any more, or shutting down")),
+        };
+        if let Err(fault) = &ended {
+            tracing::debug!(node = peer.node, path, %fault, "stream ended");
         }
+        ended
     });
     if accepted.await.is_ok() {
         let mut response = response(StatusCode::SWITCHING_PROTOCOLS, Bytes::new());

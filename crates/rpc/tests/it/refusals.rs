@@ -268,6 +268,17 @@ async fn a_removed_node_loses_its_idle_connections() {
     probe.remove_the_caller();
     server.recheck();
     relay.closed_by_caller().await;
+
+    // When it comes again it is still told why not.
+    let again = client
+        .call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        again.fault().map(|f| f.kind),
+        Some(FaultKind::Forbidden),
+        "{again:?}"
+    );
 }
 
 #[tokio::test]

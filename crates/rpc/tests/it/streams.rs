@@ -18,7 +18,7 @@ async fn bytes_flow_both_ways_until_one_side_is_done() {
         .unwrap();
     let (mut from, mut to) = tokio::io::split(stream);
 
-    let sent: Vec<u8> = (0..4u32 << 20).map(|i| (i * 7 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..4u32 << 20).map(|i| ((i * 7) >> 3) as u8).collect();
     let send = async {
         to.write_all(&sent).await.unwrap();
         to.shutdown().await.unwrap();
