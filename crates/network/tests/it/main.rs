@@ -130,7 +130,7 @@ fn tap_is_ready_for_qemu_and_outlives_its_descriptor() {
         let instance = "0f3e9c1a-7b52-4f7e-9d5c-2f1f5a0b8c11";
         let name = tap::name(instance, 0);
         let fd = tap::create(&net, &name, "br0", instance).await?;
-        assert_eq!(bridge::ports(&net, "br0").await?, [name.clone()]);
+        assert_eq!(bridge::ports(&net, "br0").await?, [name.as_str()]);
         assert!(link::is_up(&net, &name).await?);
 
         // What QEMU sees through the descriptor: /proc names the device, and it says that it has a header.
@@ -148,7 +148,7 @@ fn tap_is_ready_for_qemu_and_outlives_its_descriptor() {
             name: name.clone(),
             instance: Some(instance.to_owned()),
         };
-        assert_eq!(tap::list(&net).await?, [ours.clone()]);
+        assert_eq!(tap::list(&net).await?, std::slice::from_ref(&ours));
 
         // The daemon and QEMU are gone: the tap stays, can be taken up again, and is found for cleaning up.
         drop(fd);
