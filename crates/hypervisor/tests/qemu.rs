@@ -500,12 +500,16 @@ async fn a_reboot_resets_or_ends_as_the_instance_says() {
     while kinds.last() != Some(&EventKind::Stopped(StopReason::Killed)) {
         kinds.push(next_event(&mut events).await);
     }
-    let reset = |by_guest| EventKind::Reset { by_guest };
-    let resets: Vec<_> = kinds
-        .iter()
-        .filter(|kind| matches!(kind, EventKind::Reset { .. }))
-        .collect();
-    assert_eq!(resets, [&reset(false), &reset(true)]);
+    let resets = kinds.iter().filter_map(|kind| match kind {
+        EventKind::Reset { by_guest } => Some(*by_guest),
+        _ => None,
+    });
+    let resets: Vec<bool> = resets.collect();
+    // The firmware may add resets of its own to the guest's.
+    assert!(
+        resets.len() >= 2 && !resets[0] && resets[1..].iter().all(|by_guest| *by_guest),
+        "{kinds:?}"
+    );
 
     let exits = MachineSpec {
         reboot: RebootBehavior::Exit,
