@@ -145,7 +145,7 @@ pub enum Call {
         /// Milliseconds.
         millis: u64,
     },
-    /// The node is no longer a member: it forgets the cluster. Reply: [`Reply::Done`].
+    /// The node is no longer a member: it forgets the cluster. Reply: [`Reply::Done`], before it does.
     Leave,
 }
 

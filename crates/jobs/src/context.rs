@@ -46,12 +46,7 @@ pub struct Context {
 
 impl Context {
     pub(crate) fn new(world: Arc<dyn World>, job: JobId, op: usize) -> Self {
-        Self {
-            world,
-            job,
-            op,
-            said: AtomicUsize::new(0),
-        }
+        Self { world, job, op, said: AtomicUsize::new(0) }
     }
 
     /// The job that it belongs to.
@@ -85,18 +80,12 @@ impl Context {
     }
 
     fn with_op<T>(&self, read: impl FnOnce(&Op) -> T) -> Option<T> {
-        self.state()
-            .jobs
-            .get(&self.job)
-            .and_then(|job| job.ops.get(self.op))
-            .map(read)
+        self.state().jobs.get(&self.job).and_then(|job| job.ops.get(self.op)).map(read)
     }
 
     /// The result of a step that is recorded as done.
     pub fn recorded<T: DeserializeOwned>(&self, step: &str) -> Option<T> {
-        let output = self
-            .with_op(|op| op.steps.get(step).and_then(|step| step.done.clone()))
-            .flatten()?;
+        let output = self.with_op(|op| op.steps.get(step).and_then(|step| step.done.clone())).flatten()?;
         serde_json::from_value(output).ok()
     }
 
@@ -114,23 +103,11 @@ impl Context {
             return Ok(output);
         }
         let op = self.op;
-        self.record(vec![JobChange::StepBegun {
-            op,
-            step: name.to_owned(),
-        }])
-        .await?;
+        self.record(vec![JobChange::StepBegun { op, step: name.to_owned() }]).await?;
         let output = work().await?;
-        let value = serde_json::to_value(&output).map_err(|error| {
-            Failure::failed(format!(
-                "step '{name}' has a result that can't be recorded: {error}"
-            ))
-        })?;
-        self.record(vec![JobChange::StepDone {
-            op,
-            step: name.to_owned(),
-            output: value,
-        }])
-        .await?;
+        let value = serde_json::to_value(&output)
+            .map_err(|error| Failure::failed(format!("step '{name}' has a result that can't be recorded: {error}")))?;
+        self.record(vec![JobChange::StepDone { op, step: name.to_owned(), output: value }]).await?;
         Ok(output)
     }
 
@@ -140,28 +117,15 @@ impl Context {
     /// # Errors
     /// [`Halt::Failed`] with the rejection, or [`Halt::Interrupted`].
     pub async fn commit(&self, name: &str, mut commands: Vec<Command>) -> Result<(), Halt> {
-        if self
-            .with_op(|op| op.steps.get(name).is_some_and(|step| step.done.is_some()))
-            .unwrap_or(false)
-        {
+        if self.with_op(|op| op.steps.get(name).is_some_and(|step| step.done.is_some())).unwrap_or(false) {
             return Ok(());
         }
         let op = self.op;
         let changes = vec![
-            JobChange::StepBegun {
-                op,
-                step: name.to_owned(),
-            },
-            JobChange::StepDone {
-                op,
-                step: name.to_owned(),
-                output: serde_json::Value::Null,
-            },
+            JobChange::StepBegun { op, step: name.to_owned() },
+            JobChange::StepDone { op, step: name.to_owned(), output: serde_json::Value::Null },
         ];
-        commands.push(Command::RecordJob {
-            job: self.job,
-            changes,
-        });
+        commands.push(Command::RecordJob { job: self.job, changes });
         self.propose(commands).await.map(|_| ())
     }
 
@@ -172,19 +136,16 @@ impl Context {
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<model::Applied>, Halt> {
         match self.world.propose(commands).await {
             Ok(applied) => Ok(applied),
-            Err(ProposeError::Rejected(
-                model::Rejection::Office { .. } | model::Rejection::Incarnation { .. },
-            )) => Err(Halt::Interrupted),
+            Err(ProposeError::Rejected(model::Rejection::Office { .. } | model::Rejection::Incarnation { .. })) => {
+                Err(Halt::Interrupted)
+            }
             Err(ProposeError::Rejected(rejection)) => Err(Halt::Failed(rejection.into())),
             Err(ProposeError::Interrupted) => Err(Halt::Interrupted),
         }
     }
 
     pub(crate) async fn record(&self, changes: Vec<JobChange>) -> Result<(), Halt> {
-        let command = Command::RecordJob {
-            job: self.job,
-            changes,
-        };
+        let command = Command::RecordJob { job: self.job, changes };
         match self.propose(vec![command]).await {
             Ok(_) => Ok(()),
             // The job has ended or is gone: whoever did that decided it; this run has nothing more to say.
@@ -203,21 +164,11 @@ impl Context {
     pub async fn say(&self, message: impl Into<String>) -> Result<(), Halt> {
         let message = message.into();
         let place = self.said.fetch_add(1, Ordering::Relaxed);
-        let said = self
-            .with_op(|op| {
-                op.log
-                    .get(place)
-                    .is_some_and(|line| line.message == message)
-            })
-            .unwrap_or(false);
+        let said = self.with_op(|op| op.log.get(place).is_some_and(|line| line.message == message)).unwrap_or(false);
         if said {
             return Ok(());
         }
-        self.record(vec![JobChange::Log {
-            op: self.op,
-            message,
-        }])
-        .await
+        self.record(vec![JobChange::Log { op: self.op, message }]).await
     }
 
     /// Tells the administrator of something that is not as it should be, but does not stop the operation.
@@ -240,16 +191,11 @@ impl Context {
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub async fn call_within(
-        &self,
-        node: NodeId,
-        call: Call,
-        deadline: Duration,
-    ) -> Result<Reply, Halt> {
+    pub async fn call_within(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, Halt> {
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_millis(50);
         loop {
-            match self.world.call(node, call.clone(), deadline).await {
+            match self.world.call(node, call.clone(), self.job, deadline).await {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Failed(failure)) => return Err(Halt::Failed(failure)),
                 Err(CallError::Deposed) => return Err(Halt::Interrupted),
@@ -274,13 +220,8 @@ impl Context {
     ///
     /// # Errors
     /// As [`World::call`].
-    pub async fn call_once(
-        &self,
-        node: NodeId,
-        call: Call,
-        deadline: Duration,
-    ) -> Result<Reply, CallError> {
-        self.world.call(node, call, deadline).await
+    pub async fn call_once(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, CallError> {
+        self.world.call(node, call, self.job, deadline).await
     }
 
     /// Looks a name up.

@@ -63,11 +63,8 @@ pub struct LockTable {
 }
 
 fn conflict(one: &Wants, other: &Wants) -> bool {
-    one.iter().any(|(lock, mode)| {
-        other
-            .get(lock)
-            .is_some_and(|held| *mode == Mode::Exclusive || *held == Mode::Exclusive)
-    })
+    one.iter()
+        .any(|(lock, mode)| other.get(lock).is_some_and(|held| *mode == Mode::Exclusive || *held == Mode::Exclusive))
 }
 
 impl LockTable {
@@ -75,14 +72,8 @@ impl LockTable {
     /// A job that holds or waits for locks has to [release](Self::release) them before it asks again.
     pub fn request(&mut self, job: JobId, priority: i8, wants: Wants) -> bool {
         self.tickets += 1;
-        self.waiting.push(Waiting {
-            job,
-            priority,
-            ticket: self.tickets,
-            wants,
-        });
-        self.waiting
-            .sort_by_key(|waiting| (waiting.priority, waiting.ticket));
+        self.waiting.push(Waiting { job, priority, ticket: self.tickets, wants });
+        self.waiting.sort_by_key(|waiting| (waiting.priority, waiting.ticket));
         self.grant().contains(&job)
     }
 
@@ -97,13 +88,8 @@ impl LockTable {
         let mut granted = Vec::new();
         let mut ahead: Vec<Waiting> = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
-            let blocked = self
-                .held
-                .values()
-                .any(|held| conflict(&waiting.wants, held))
-                || ahead
-                    .iter()
-                    .any(|other| conflict(&waiting.wants, &other.wants));
+            let blocked = self.held.values().any(|held| conflict(&waiting.wants, held))
+                || ahead.iter().any(|other| conflict(&waiting.wants, &other.wants));
             if blocked {
                 ahead.push(waiting);
             } else {
@@ -127,10 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn wants(locks: &[(&str, Mode)]) -> Wants {
-        locks
-            .iter()
-            .map(|(name, mode)| (Lock::Instance((*name).to_owned()), *mode))
-            .collect()
+        locks.iter().map(|(name, mode)| (Lock::Instance((*name).to_owned()), *mode)).collect()
     }
 
     use Mode::{Exclusive as X, Shared as S};

@@ -18,16 +18,10 @@ pub enum Decision {
 ///
 /// A job that an earlier master had begun is started too; its record tells how far it had come.
 pub fn decide(state: &State, running: &BTreeSet<JobId>) -> Vec<Decision> {
-    let limit = state
-        .cluster
-        .as_ref()
-        .map_or(0, |cluster| cluster.max_running_jobs as usize);
+    let limit = state.cluster.as_ref().map_or(0, |cluster| cluster.max_running_jobs as usize);
     let mut room = limit.saturating_sub(running.len());
-    let mut candidates: Vec<&Job> = state
-        .jobs
-        .values()
-        .filter(|job| !job.status.is_final() && !running.contains(&job.id))
-        .collect();
+    let mut candidates: Vec<&Job> =
+        state.jobs.values().filter(|job| !job.status.is_final() && !running.contains(&job.id)).collect();
     // What had been begun goes first: it may hold half-done work.
     candidates.sort_by_key(|job| (job.start.is_none(), job.priority, job.id));
     let mut decisions = Vec::new();
@@ -53,18 +47,12 @@ enum Dependency {
 fn dependency(state: &State, job: &Job) -> Dependency {
     for (id, wanted) in &job.depends {
         // A job that was archived is taken to have ended well: its end is not known any more.
-        let status = state
-            .jobs
-            .get(id)
-            .map_or(JobStatus::Success, |other| other.status);
+        let status = state.jobs.get(id).map_or(JobStatus::Success, |other| other.status);
         if !status.is_final() {
             return Dependency::Pending;
         }
         if !wanted.is_empty() && !wanted.contains(&status) {
-            return Dependency::Failed(format!(
-                "job {id}, which it depends on, ended with status {}",
-                status.word()
-            ));
+            return Dependency::Failed(format!("job {id}, which it depends on, ended with status {}", status.word()));
         }
     }
     Dependency::Met

@@ -48,10 +48,7 @@ impl Drop for Holding<'_> {
 impl Runner {
     /// A runner for one office. `world` proposes in the name of that office, and is refused when it has ended.
     pub fn new(world: Arc<dyn World>) -> Arc<Self> {
-        Arc::new(Self {
-            world,
-            locks: Mutex::default(),
-        })
+        Arc::new(Self { world, locks: Mutex::default() })
     }
 
     /// Runs jobs until it is dropped.
@@ -93,11 +90,7 @@ impl Runner {
 
     async fn refuse(&self, id: JobId, why: String) {
         let state = self.world.state();
-        let Some(op) = state
-            .jobs
-            .get(&id)
-            .and_then(|job| job.ops.iter().position(|op| !op.status.is_final()))
-        else {
+        let Some(op) = state.jobs.get(&id).and_then(|job| job.ops.iter().position(|op| !op.status.is_final())) else {
             return;
         };
         let context = Context::new(Arc::clone(&self.world), id, op);
@@ -128,16 +121,12 @@ impl Runner {
         let opcode: Opcode = match serde_json::from_value(job.ops[op].input.clone()) {
             Ok(opcode) => opcode,
             Err(error) => {
-                let failure =
-                    Failure::failed(format!("this version does not know the opcode: {error}"));
+                let failure = Failure::failed(format!("this version does not know the opcode: {error}"));
                 let end = JobEnd::Error(failure.to_result());
                 return context.record(vec![JobChange::Ended { op, end }]).await;
             }
         };
-        let Some(_holding) = self
-            .lock(&context, job, op, ops::locks(&opcode, state))
-            .await?
-        else {
+        let Some(_holding) = self.lock(&context, job, op, ops::locks(&opcode, state)).await? else {
             return Ok(());
         };
         context.record(vec![JobChange::Running { op }]).await?;
@@ -150,17 +139,8 @@ impl Runner {
     }
 
     /// Waits for locks. `None`: the job was cancelled meanwhile.
-    async fn lock(
-        &self,
-        context: &Context,
-        job: &Job,
-        op: usize,
-        wants: Wants,
-    ) -> Result<Option<Holding<'_>>, Halt> {
-        let holding = Holding {
-            runner: self,
-            job: job.id,
-        };
+    async fn lock(&self, context: &Context, job: &Job, op: usize, wants: Wants) -> Result<Option<Holding<'_>>, Halt> {
+        let holding = Holding { runner: self, job: job.id };
         let granted = {
             let mut locks = self.locks();
             if locks.table.request(job.id, job.priority, wants) {
@@ -177,12 +157,7 @@ impl Runner {
         context.record(vec![JobChange::Waiting { op }]).await?;
         loop {
             let state = self.world.state();
-            let ended = |state: &State| {
-                state
-                    .jobs
-                    .get(&job.id)
-                    .is_none_or(|job| job.status.is_final())
-            };
+            let ended = |state: &State| state.jobs.get(&job.id).is_none_or(|job| job.status.is_final());
             if ended(&state) {
                 return Ok(None);
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::{Applied, Command, NodeId, Rejection, State, Timestamp, Uuid};
+use model::{Applied, Command, JobId, NodeId, Rejection, State, Timestamp, Uuid};
 
 use crate::agent::{Call, Reply};
 
@@ -44,17 +44,24 @@ pub trait World: Send + Sync + 'static {
     /// See [`ProposeError`].
     async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Applied>, ProposeError>;
 
-    /// Asks a node's agent, for this job.
+    /// Asks a node's agent, in the name of a job.
     ///
     /// # Errors
     /// See [`CallError`].
-    async fn call(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, CallError>;
+    async fn call(&self, node: NodeId, call: Call, job: JobId, deadline: Duration) -> Result<Reply, CallError>;
 
-    /// Makes a machine that has joined a member of the replicated log, or takes it out.
+    /// Makes a machine that has joined a member of the replicated log; returns when it has the log.
     ///
     /// # Errors
     /// What went wrong, in a sentence.
-    async fn set_member(&self, node: NodeId, member: bool) -> Result<(), String>;
+    async fn enrol(&self, node: NodeId) -> Result<(), String>;
+
+    /// Takes a node that was removed from the state out of the replicated log as well, then tells it that it has to leave.
+    /// Returns why it could not be told, if it could not.
+    ///
+    /// # Errors
+    /// What went wrong with the log, in a sentence.
+    async fn expel(&self, node: NodeId, address: std::net::Ipv4Addr) -> Result<Option<String>, String>;
 
     /// Looks a name up on this node.
     ///

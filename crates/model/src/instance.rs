@@ -216,9 +216,6 @@ pub struct InstanceChange {
 impl InstanceChange {
     /// Only what is wanted of it changes.
     pub fn want(state: AdminState) -> Self {
-        Self {
-            want: Some(state),
-            ..Self::default()
-        }
+        Self { want: Some(state), ..Self::default() }
     }
 }

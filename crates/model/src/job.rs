@@ -52,10 +52,7 @@ impl JobStatus {
 
     /// Whether nothing more will happen.
     pub fn is_final(self) -> bool {
-        matches!(
-            self,
-            JobStatus::Canceled | JobStatus::Success | JobStatus::Error
-        )
+        matches!(self, JobStatus::Canceled | JobStatus::Success | JobStatus::Error)
     }
 }
 

@@ -88,74 +88,24 @@ pub struct ParamDef {
     pub help: &'static str,
 }
 
-const fn def(
-    name: &'static str,
-    kind: ParamKind,
-    default: &'static str,
-    help: &'static str,
-) -> ParamDef {
-    ParamDef {
-        name,
-        kind,
-        default,
-        help,
-    }
+const fn def(name: &'static str, kind: ParamKind, default: &'static str, help: &'static str) -> ParamDef {
+    ParamDef { name, kind, default, help }
 }
 
 use ParamKind::{Bool, Choice, Int, Mib, Text};
 
 /// Parameters of the hypervisor `kvm`: QEMU, with KVM where it really runs guests, else its translator (TCG).
 pub const KVM: &[ParamDef] = &[
-    def(
-        "acpi",
-        Bool,
-        "true",
-        "the guest has ACPI; without it it can't be asked to shut down",
-    ),
-    def(
-        "boot_order",
-        Choice(&["disk", "network"]),
-        "disk",
-        "where a guest without its own kernel_path boots from",
-    ),
-    def(
-        "cpu_type",
-        Text,
-        "",
-        "CPU model of the guest; empty: the most that every node of the same kind can run",
-    ),
+    def("acpi", Bool, "true", "the guest has ACPI; without it it can't be asked to shut down"),
+    def("boot_order", Choice(&["disk", "network"]), "disk", "where a guest without its own kernel_path boots from"),
+    def("cpu_type", Text, "", "CPU model of the guest; empty: the most that every node of the same kind can run"),
     def("initrd_path", Text, "", "initial RAM disk for kernel_path"),
     def("kernel_args", Text, "ro", "arguments for kernel_path"),
-    def(
-        "kernel_path",
-        Text,
-        "",
-        "kernel to boot, a file on the node; empty: boot from the disk",
-    ),
-    def(
-        "machine_version",
-        Text,
-        "",
-        "QEMU machine type; empty: the newest versioned 'pc' of the node's QEMU",
-    ),
-    def(
-        "reboot_behavior",
-        Choice(&["reboot", "exit"]),
-        "reboot",
-        "what happens when the guest reboots itself",
-    ),
-    def(
-        "root_path",
-        Text,
-        "/dev/vda1",
-        "root device given to kernel_path",
-    ),
-    def(
-        "serial_console",
-        Bool,
-        "true",
-        "the guest has a serial console; gnt-instance console needs it",
-    ),
+    def("kernel_path", Text, "", "kernel to boot, a file on the node; empty: boot from the disk"),
+    def("machine_version", Text, "", "QEMU machine type; empty: the newest versioned 'pc' of the node's QEMU"),
+    def("reboot_behavior", Choice(&["reboot", "exit"]), "reboot", "what happens when the guest reboots itself"),
+    def("root_path", Text, "/dev/vda1", "root device given to kernel_path"),
+    def("serial_console", Bool, "true", "the guest has a serial console; gnt-instance console needs it"),
 ];
 
 /// Parameters of the hypervisor `fake`, which runs nothing.
@@ -163,38 +113,18 @@ pub const FAKE: &[ParamDef] = &[];
 
 /// Parameters of an instance's share of a node.
 pub const BACKEND: &[ParamDef] = &[
-    def(
-        "always_failover",
-        Bool,
-        "false",
-        "stop and start instead of migrating",
-    ),
-    def(
-        "auto_balance",
-        Bool,
-        "true",
-        "counted when memory is kept free for the loss of a node",
-    ),
+    def("always_failover", Bool, "false", "stop and start instead of migrating"),
+    def("auto_balance", Bool, "true", "counted when memory is kept free for the loss of a node"),
     def("maxmem", Mib, "128", "most memory, MiB"),
     def("minmem", Mib, "128", "least memory, MiB"),
-    def(
-        "spindle_use",
-        Int,
-        "1",
-        "how much of a node's disk activity it is expected to take",
-    ),
+    def("spindle_use", Int, "1", "how much of a node's disk activity it is expected to take"),
     def("vcpus", Int, "1", "virtual CPUs"),
 ];
 
 /// Parameters of a network interface.
 pub const NIC: &[ParamDef] = &[
     def("link", Text, "br0", "bridge on the node"),
-    def(
-        "mode",
-        Choice(&["bridged"]),
-        "bridged",
-        "how it is connected",
-    ),
+    def("mode", Choice(&["bridged"]), "bridged", "how it is connected"),
     def("vlan", Text, "", "VLAN on the bridge"),
 ];
 
@@ -203,10 +133,7 @@ pub const HYPERVISORS: &[(&str, &[ParamDef])] = &[("kvm", KVM), ("fake", FAKE)];
 
 /// Parameters of a hypervisor, `None` for an unknown one.
 pub fn hypervisor(name: &str) -> Option<&'static [ParamDef]> {
-    HYPERVISORS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, defs)| *defs)
+    HYPERVISORS.iter().find(|(known, _)| *known == name).map(|(_, defs)| *defs)
 }
 
 /// Why a parameter is refused; the texts are Ganeti's.
@@ -233,11 +160,7 @@ impl ParamDef {
     /// # Errors
     /// [`ParamError::Invalid`] with what would have been right.
     pub fn parse(&self, text: &str) -> Result<ParamValue, ParamError> {
-        let invalid = |wanted: String| ParamError::Invalid {
-            name: self.name.into(),
-            value: text.into(),
-            wanted,
-        };
+        let invalid = |wanted: String| ParamError::Invalid { name: self.name.into(), value: text.into(), wanted };
         match self.kind {
             Bool => match text.to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" | "1" => Ok(ParamValue::Bool(true)),
@@ -260,8 +183,7 @@ impl ParamDef {
 
     /// The built-in default.
     pub fn default_value(&self) -> ParamValue {
-        self.parse(self.default)
-            .unwrap_or_else(|_| ParamValue::Text(self.default.into()))
+        self.parse(self.default).unwrap_or_else(|_| ParamValue::Text(self.default.into()))
     }
 
     /// Checks a value that came as data (from the API) and brings it into the parameter's own kind.
@@ -291,11 +213,7 @@ pub fn parse_mib(text: &str) -> Option<u64> {
     let number = number.trim();
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()) && part.len() <= 15;
-    if whole.is_empty()
-        || !digits(whole)
-        || !digits(fraction)
-        || (fraction.is_empty() && number.contains('.'))
-    {
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || (fraction.is_empty() && number.contains('.')) {
         return None;
     }
     // Integers all the way: the same text gives the same size everywhere. What is left of a MiB is rounded up.
@@ -317,10 +235,8 @@ pub fn check(defs: &[ParamDef], given: &Params) -> Result<Params, ParamError> {
             other => &[other],
         };
         for name in names {
-            let def = defs
-                .iter()
-                .find(|def| def.name == *name)
-                .ok_or_else(|| ParamError::Unknown((*name).to_owned()))?;
+            let def =
+                defs.iter().find(|def| def.name == *name).ok_or_else(|| ParamError::Unknown((*name).to_owned()))?;
             checked.insert(def.name.to_owned(), def.check(value)?);
         }
     }
@@ -331,15 +247,8 @@ pub fn check(defs: &[ParamDef], given: &Params) -> Result<Params, ParamError> {
 pub fn fill(defs: &[ParamDef], layers: &[&Params]) -> Params {
     defs.iter()
         .map(|def| {
-            let value = layers
-                .iter()
-                .rev()
-                .find_map(|layer| layer.get(def.name))
-                .cloned();
-            (
-                def.name.to_owned(),
-                value.unwrap_or_else(|| def.default_value()),
-            )
+            let value = layers.iter().rev().find_map(|layer| layer.get(def.name)).cloned();
+            (def.name.to_owned(), value.unwrap_or_else(|| def.default_value()))
         })
         .collect()
 }
@@ -383,13 +292,8 @@ mod tests {
 
     #[test]
     fn an_unknown_or_wrong_parameter_is_refused() {
-        let given = |name: &str, value: &str| {
-            Params::from([(name.to_owned(), ParamValue::Text(value.into()))])
-        };
-        assert_eq!(
-            check(BACKEND, &given("nosuchparam", "1")),
-            Err(ParamError::Unknown("nosuchparam".into()))
-        );
+        let given = |name: &str, value: &str| Params::from([(name.to_owned(), ParamValue::Text(value.into()))]);
+        assert_eq!(check(BACKEND, &given("nosuchparam", "1")), Err(ParamError::Unknown("nosuchparam".into())));
         assert!(check(BACKEND, &given("vcpus", "-1")).is_err());
         assert!(check(KVM, &given("acpi", "perhaps")).is_err());
         assert!(check(KVM, &given("boot_order", "floppy")).is_err());
@@ -400,10 +304,7 @@ mod tests {
         let cluster = Params::from([("vcpus".to_owned(), ParamValue::Int(2))]);
         let instance = Params::from([("vcpus".to_owned(), ParamValue::Int(4))]);
         assert_eq!(fill(BACKEND, &[&cluster])["vcpus"], ParamValue::Int(2));
-        assert_eq!(
-            fill(BACKEND, &[&cluster, &instance])["vcpus"],
-            ParamValue::Int(4)
-        );
+        assert_eq!(fill(BACKEND, &[&cluster, &instance])["vcpus"], ParamValue::Int(4));
         assert_eq!(fill(BACKEND, &[])["maxmem"], ParamValue::Int(128));
     }
 

@@ -62,24 +62,17 @@ pub struct State {
 impl State {
     /// The node of that name.
     pub fn node_by_name(&self, name: &str) -> Option<(NodeId, &Node)> {
-        self.nodes
-            .iter()
-            .find(|(_, node)| node.name == name)
-            .map(|(id, node)| (*id, node))
+        self.nodes.iter().find(|(_, node)| node.name == name).map(|(id, node)| (*id, node))
     }
 
     /// The instance of that name.
     pub fn instance_by_name(&self, name: &str) -> Option<&Instance> {
-        self.instances
-            .values()
-            .find(|instance| instance.name == name)
+        self.instances.values().find(|instance| instance.name == name)
     }
 
     /// Name of a node; its number if it is gone.
     pub fn node_name(&self, id: NodeId) -> String {
-        self.nodes
-            .get(&id)
-            .map_or_else(|| format!("#{id}"), |node| node.name.clone())
+        self.nodes.get(&id).map_or_else(|| format!("#{id}"), |node| node.name.clone())
     }
 
     /// What a node is in the cluster.
@@ -101,44 +94,27 @@ impl State {
     /// Back-end parameters that hold for an instance.
     pub fn filled_beparams(&self, instance: &Params) -> Params {
         let none = Params::new();
-        let cluster = self
-            .cluster
-            .as_ref()
-            .map_or(&none, |cluster| &cluster.beparams);
+        let cluster = self.cluster.as_ref().map_or(&none, |cluster| &cluster.beparams);
         params::fill(params::BACKEND, &[cluster, instance])
     }
 
     /// Hypervisor parameters that hold for an instance.
     pub fn filled_hvparams(&self, hypervisor: &str, instance: &Params) -> Params {
         let none = Params::new();
-        let cluster = self
-            .cluster
-            .as_ref()
-            .and_then(|cluster| cluster.hvparams.get(hypervisor))
-            .unwrap_or(&none);
-        params::fill(
-            params::hypervisor(hypervisor).unwrap_or(&[]),
-            &[cluster, instance],
-        )
+        let cluster = self.cluster.as_ref().and_then(|cluster| cluster.hvparams.get(hypervisor)).unwrap_or(&none);
+        params::fill(params::hypervisor(hypervisor).unwrap_or(&[]), &[cluster, instance])
     }
 
     /// Parameters that hold for a network interface.
     pub fn filled_nicparams(&self, nic: &Params) -> Params {
         let none = Params::new();
-        let cluster = self
-            .cluster
-            .as_ref()
-            .map_or(&none, |cluster| &cluster.nicparams);
+        let cluster = self.cluster.as_ref().map_or(&none, |cluster| &cluster.nicparams);
         params::fill(params::NIC, &[cluster, nic])
     }
 
     /// Memory that an instance is given when it starts, MiB.
     pub fn memory_mib(&self, instance: &Instance) -> u64 {
         let filled = self.filled_beparams(&instance.beparams);
-        filled
-            .get("maxmem")
-            .and_then(|value| value.as_int())
-            .and_then(|mib| u64::try_from(mib).ok())
-            .unwrap_or(0)
+        filled.get("maxmem").and_then(|value| value.as_int()).and_then(|mib| u64::try_from(mib).ok()).unwrap_or(0)
     }
 }

@@ -11,12 +11,7 @@ use crate::state::State;
 /// stops the cluster. Who votes already goes on voting while it may: a node that is merely absent keeps its vote, or
 /// absences would shrink the set until a minority could decide. `master` always votes.
 pub fn voters(state: &State, current: &BTreeSet<NodeId>, master: NodeId) -> BTreeSet<NodeId> {
-    let may: Vec<NodeId> = state
-        .nodes
-        .iter()
-        .filter(|(_, node)| node.may_vote())
-        .map(|(id, _)| *id)
-        .collect();
+    let may: Vec<NodeId> = state.nodes.iter().filter(|(_, node)| node.may_vote()).map(|(id, _)| *id).collect();
     let wanted = match may.len() {
         0..=2 => 1,
         3..=4 => 3,
@@ -68,11 +63,7 @@ mod tests {
             let state = testing::cluster_of(nodes);
             let current = current.into_iter().map(NodeId).collect();
             let wanted: BTreeSet<NodeId> = wanted.into_iter().map(NodeId).collect();
-            assert_eq!(
-                voters(&state, &current, NodeId(1)),
-                wanted,
-                "{nodes} {current:?}"
-            );
+            assert_eq!(voters(&state, &current, NodeId(1)), wanted, "{nodes} {current:?}");
         }
     }
 }

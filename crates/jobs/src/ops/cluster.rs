@@ -15,32 +15,18 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 pub async fn redistribute(ctx: &Context) -> Result<Value, Halt> {
     let state = ctx.state();
     let index = ctx.world().applied_index();
-    let calls = state
-        .nodes
-        .iter()
-        .filter(|(_, node)| !node.offline)
-        .map(|(id, node)| async move {
-            (
-                node.name.clone(),
-                ctx.call_once(*id, Call::CaughtUp { index }, CATCH_UP).await,
-            )
-        });
+    let calls = state.nodes.iter().filter(|(_, node)| !node.offline).map(|(id, node)| async move {
+        (node.name.clone(), ctx.call_once(*id, Call::CaughtUp { index }, CATCH_UP).await)
+    });
     for (name, outcome) in futures::future::join_all(calls).await {
         match outcome {
             Ok(_) => {}
             Err(CallError::Deposed) => return Err(Halt::Interrupted),
             Err(CallError::Unreachable(why)) => {
-                ctx.warn(format!(
-                    "Copy of the configuration to node {name} failed: {why}"
-                ))
-                .await?
+                ctx.warn(format!("Copy of the configuration to node {name} failed: {why}")).await?
             }
             Err(CallError::Failed(failure)) => {
-                ctx.warn(format!(
-                    "Copy of the configuration to node {name} failed: {}",
-                    failure.text
-                ))
-                .await?;
+                ctx.warn(format!("Copy of the configuration to node {name} failed: {}", failure.text)).await?;
             }
         }
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::{
-    AdminState, Command, Disk, DiskId, DiskTemplate, Instance, InstanceChange, InstanceId, Nic,
-    NodeId, ParamValue, Params, Provision, State, Timestamp, params,
+    AdminState, Command, Disk, DiskId, DiskTemplate, Instance, InstanceChange, InstanceId, Nic, NodeId, ParamValue,
+    Params, Provision, State, Timestamp, params,
 };
 use opcodes::format::{Units, size};
 use opcodes::op::{InstanceCreate, NicRequest};
@@ -45,72 +45,36 @@ pub async fn create(ctx: &Context, op: InstanceCreate) -> Result<Value, Halt> {
         start(ctx, instance.id, "", &Params::new(), &Params::new(), false).await?;
     }
     let state = ctx.state();
-    let nodes: Vec<String> = std::iter::once(instance.primary)
-        .chain(instance.secondaries)
-        .map(|id| state.node_name(id))
-        .collect();
+    let nodes: Vec<String> =
+        std::iter::once(instance.primary).chain(instance.secondaries).map(|id| state.node_name(id)).collect();
     Ok(nodes.into())
 }
 
 /// Makes disks, installs, and marks the instance as complete.
 async fn build(ctx: &Context, op: &InstanceCreate, instance: &Instance) -> Result<(), Halt> {
     for (index, disk) in instance.disks.iter().enumerate() {
-        ctx.say(format!(
-            "* disk {index}, size {}",
-            size(disk.size_mib as f64, Units::Human)
-        ))
-        .await?;
+        ctx.say(format!("* disk {index}, size {}", size(disk.size_mib as f64, Units::Human))).await?;
     }
     ctx.say("* creating instance disks...").await?;
     for disk in disks(&ctx.state(), instance) {
         let name = format!("disk-{}", disk.index);
-        ctx.step(&name, || async {
-            ctx.call(instance.primary, Call::CreateDisk(disk))
-                .await
-                .map(|_| ())
-        })
-        .await?;
+        ctx.step(&name, || async { ctx.call(instance.primary, Call::CreateDisk(disk)).await.map(|_| ()) }).await?;
     }
-    ctx.say(format!(
-        "adding instance {} to cluster config",
-        instance.name
-    ))
-    .await?;
-    ctx.commit(
-        "add",
-        vec![Command::AddInstance(Box::new(instance.clone()))],
-    )
-    .await?;
+    ctx.say(format!("adding instance {} to cluster config", instance.name)).await?;
+    ctx.commit("add", vec![Command::AddInstance(Box::new(instance.clone()))]).await?;
     ctx.say("adding disks to cluster config").await?;
     if !op.no_install && instance.disk_template != DiskTemplate::Diskless {
-        ctx.say("* running the instance OS create scripts...")
-            .await?;
+        ctx.say("* running the instance OS create scripts...").await?;
         let spec = Box::new(spec(&ctx.state(), instance, &Params::new(), &Params::new()));
         let call = Call::InstallSystem(spec);
-        ctx.step("install", || async {
-            ctx.call_within(instance.primary, call, INSTALL)
-                .await
-                .map(|_| ())
-        })
-        .await?;
+        ctx.step("install", || async { ctx.call_within(instance.primary, call, INSTALL).await.map(|_| ()) }).await?;
     }
     let change = InstanceChange {
         provision: Some(Provision::Ready),
-        want: Some(if op.start {
-            AdminState::Up
-        } else {
-            AdminState::Down
-        }),
+        want: Some(if op.start { AdminState::Up } else { AdminState::Down }),
         ..InstanceChange::default()
     };
-    ctx.commit(
-        "ready",
-        vec![Command::ModifyInstance {
-            instance: instance.id,
-            change: Box::new(change),
-        }],
-    )
-    .await
+    ctx.commit("ready", vec![Command::ModifyInstance { instance: instance.id, change: Box::new(change) }]).await
 }
 
 /// Takes away what was made, then reports why.
@@ -119,11 +83,7 @@ async fn undo(ctx: &Context, instance: &Instance, failure: Failure) -> Result<Va
         let size = disk.index;
         match ctx.call(instance.primary, Call::RemoveDisk(disk)).await {
             Err(Halt::Failed(why)) => {
-                ctx.warn(format!(
-                    "Could not remove disk {size} of '{}': {}",
-                    instance.name, why.text
-                ))
-                .await?;
+                ctx.warn(format!("Could not remove disk {size} of '{}': {}", instance.name, why.text)).await?;
             }
             outcome => {
                 outcome?;
@@ -131,13 +91,7 @@ async fn undo(ctx: &Context, instance: &Instance, failure: Failure) -> Result<Va
         }
     }
     if ctx.state().instances.contains_key(&instance.id) {
-        ctx.commit(
-            "undo",
-            vec![Command::RemoveInstance {
-                instance: instance.id,
-            }],
-        )
-        .await?;
+        ctx.commit("undo", vec![Command::RemoveInstance { instance: instance.id }]).await?;
     }
     Err(failure.into())
 }
@@ -167,16 +121,9 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         ))
         .into());
     }
-    let template = op
-        .disk_template
-        .or(cluster.disk_templates.first().copied())
-        .unwrap_or(DiskTemplate::File);
+    let template = op.disk_template.or(cluster.disk_templates.first().copied()).unwrap_or(DiskTemplate::File);
     if !cluster.disk_templates.contains(&template) {
-        let enabled: Vec<&str> = cluster
-            .disk_templates
-            .iter()
-            .map(|template| template.name())
-            .collect();
+        let enabled: Vec<&str> = cluster.disk_templates.iter().map(|template| template.name()).collect();
         return Err(Failure {
             code: None,
             ..wrong_input(format!(
@@ -188,8 +135,7 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
     }
     let primary = primary_node(&state, op, template)?;
     let refused = |error: params::ParamError| Halt::from(wrong_input(error.to_string()));
-    let hvparams = params::check(params::hypervisor(&hypervisor).unwrap_or(&[]), &op.hvparams)
-        .map_err(refused)?;
+    let hvparams = params::check(params::hypervisor(&hypervisor).unwrap_or(&[]), &op.hvparams).map_err(refused)?;
     let beparams = params::check(params::BACKEND, &op.beparams).map_err(refused)?;
     check_memory_bounds(&state.filled_beparams(&beparams))?;
     let os = match &op.os_type {
@@ -202,10 +148,7 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         if op.ip_check && ctx.world().answers(address, opcodes::wire::NODE_PORT).await {
             return Err(Failure::refused(
                 ErrorCode::ResourceNotUnique,
-                format!(
-                    "IP {address} of instance {} already in use",
-                    op.instance_name
-                ),
+                format!("IP {address} of instance {} already in use", op.instance_name),
             )
             .into());
         }
@@ -235,8 +178,7 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
     check_space(ctx, &state, &instance, op.start).await?;
     let spec = Box::new(spec(&state, &instance, &Params::new(), &Params::new()));
     let install = !op.no_install && template != DiskTemplate::Diskless;
-    ctx.call(primary, Call::CheckInstance { spec, install })
-        .await?;
+    ctx.call(primary, Call::CheckInstance { spec, install }).await?;
     Ok(instance)
 }
 
@@ -245,9 +187,7 @@ fn check_name(name: &str) -> Result<(), Failure> {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -259,32 +199,20 @@ fn check_name(name: &str) -> Result<(), Failure> {
     )))
 }
 
-fn primary_node(
-    state: &State,
-    op: &InstanceCreate,
-    template: DiskTemplate,
-) -> Result<NodeId, Failure> {
+fn primary_node(state: &State, op: &InstanceCreate, template: DiskTemplate) -> Result<NodeId, Failure> {
     let Some(name) = &op.pnode else {
-        return Err(wrong_input(
-            "No primary node given; choose one with '-n NODE'",
-        ));
+        return Err(wrong_input("No primary node given; choose one with '-n NODE'"));
     };
     let id = find_node(state, name)?;
     let node = &state.nodes[&id];
     if node.offline {
-        return Err(wrong_state(format!(
-            "Cannot use offline primary node '{name}'"
-        )));
+        return Err(wrong_state(format!("Cannot use offline primary node '{name}'")));
     }
     if node.drained {
-        return Err(wrong_state(format!(
-            "Cannot use drained primary node '{name}'"
-        )));
+        return Err(wrong_state(format!("Cannot use drained primary node '{name}'")));
     }
     if !node.vm_capable {
-        return Err(wrong_state(format!(
-            "Cannot use non-vm_capable primary node '{name}'"
-        )));
+        return Err(wrong_state(format!("Cannot use non-vm_capable primary node '{name}'")));
     }
     if let Some(secondary) = &op.snode {
         find_node(state, secondary)?;
@@ -295,11 +223,7 @@ fn primary_node(
     Ok(id)
 }
 
-fn plan_disks(
-    ctx: &Context,
-    op: &InstanceCreate,
-    template: DiskTemplate,
-) -> Result<Vec<Disk>, Failure> {
+fn plan_disks(ctx: &Context, op: &InstanceCreate, template: DiskTemplate) -> Result<Vec<Disk>, Failure> {
     match (template, op.disks.len()) {
         (DiskTemplate::Diskless, 0) => return Ok(Vec::new()),
         (DiskTemplate::Diskless, _) => {
@@ -307,18 +231,14 @@ fn plan_disks(
         }
         (_, 0) => return Err(wrong_input("No disk information specified")),
         (_, count) if count > MAX_DISKS => {
-            return Err(wrong_input(format!(
-                "{count} disks are too many, an instance has {MAX_DISKS} at the most"
-            )));
+            return Err(wrong_input(format!("{count} disks are too many, an instance has {MAX_DISKS} at the most")));
         }
         _ => {}
     }
     let mut disks = Vec::new();
     for (index, disk) in op.disks.iter().enumerate() {
         if disk.size == 0 {
-            return Err(wrong_input(format!(
-                "Invalid size of disk {index}: it has to be 1 MiB at least"
-            )));
+            return Err(wrong_input(format!("Invalid size of disk {index}: it has to be 1 MiB at least")));
         }
         disks.push(Disk {
             id: DiskId(ctx.new_uuid()),
@@ -332,23 +252,13 @@ fn plan_disks(
 }
 
 /// Interfaces with addresses chosen where none was given.
-pub fn plan_nics(
-    ctx: &Context,
-    state: &State,
-    requests: &[NicRequest],
-) -> Result<Vec<Nic>, Failure> {
+pub fn plan_nics(ctx: &Context, state: &State, requests: &[NicRequest]) -> Result<Vec<Nic>, Failure> {
     if requests.len() > MAX_NICS {
         let count = requests.len();
-        return Err(wrong_input(format!(
-            "{count} interfaces are too many, an instance has {MAX_NICS} at the most"
-        )));
+        return Err(wrong_input(format!("{count} interfaces are too many, an instance has {MAX_NICS} at the most")));
     }
-    let mut taken: BTreeSet<String> = state
-        .instances
-        .values()
-        .flat_map(|instance| &instance.nics)
-        .map(|nic| nic.mac.clone())
-        .collect();
+    let mut taken: BTreeSet<String> =
+        state.instances.values().flat_map(|instance| &instance.nics).map(|nic| nic.mac.clone()).collect();
     let mut nics = Vec::new();
     for request in requests {
         let mac = match request.mac.as_deref() {
@@ -369,18 +279,10 @@ pub fn plan_nics(
 
 /// The parameters that a request sets.
 pub fn nic_params(request: &NicRequest) -> Result<Params, Failure> {
-    let given = [
-        ("mode", &request.mode),
-        ("link", &request.link),
-        ("vlan", &request.vlan),
-    ];
+    let given = [("mode", &request.mode), ("link", &request.link), ("vlan", &request.vlan)];
     let given = given
         .into_iter()
-        .filter_map(|(name, value)| {
-            value
-                .clone()
-                .map(|value| (name.to_owned(), ParamValue::Text(value)))
-        })
+        .filter_map(|(name, value)| value.clone().map(|value| (name.to_owned(), ParamValue::Text(value))))
         .collect();
     params::check(params::NIC, &given).map_err(|error| wrong_input(error.to_string()))
 }
@@ -395,16 +297,8 @@ pub fn checked_ip(ip: &str) -> Result<String, Failure> {
 
 /// A hardware address of a single station, in lower case.
 pub fn checked_mac(mac: &str) -> Result<String, Failure> {
-    let bytes: Option<Vec<u8>> = mac
-        .split(':')
-        .map(|part| {
-            if part.len() == 2 {
-                u8::from_str_radix(part, 16).ok()
-            } else {
-                None
-            }
-        })
-        .collect();
+    let bytes: Option<Vec<u8>> =
+        mac.split(':').map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None }).collect();
     match bytes {
         Some(bytes) if bytes.len() == 6 && bytes[0] & 1 == 0 => Ok(mac.to_ascii_lowercase()),
         _ => Err(wrong_input(format!("Invalid MAC address '{mac}'"))),
@@ -412,17 +306,11 @@ pub fn checked_mac(mac: &str) -> Result<String, Failure> {
 }
 
 fn free_mac(ctx: &Context, state: &State, taken: &BTreeSet<String>) -> String {
-    let prefix = state
-        .cluster
-        .as_ref()
-        .map_or("aa:00:00", |cluster| cluster.mac_prefix.as_str());
+    let prefix = state.cluster.as_ref().map_or("aa:00:00", |cluster| cluster.mac_prefix.as_str());
     loop {
         let uuid = ctx.new_uuid();
         let random = uuid.as_bytes();
-        let mac = format!(
-            "{prefix}:{:02x}:{:02x}:{:02x}",
-            random[0], random[1], random[2]
-        );
+        let mac = format!("{prefix}:{:02x}:{:02x}:{:02x}", random[0], random[1], random[2]);
         if !taken.contains(&mac) {
             return mac;
         }
@@ -434,9 +322,7 @@ pub fn check_memory_bounds(filled: &Params) -> Result<(), Failure> {
     let value = |name: &str| filled.get(name).and_then(ParamValue::as_int).unwrap_or(0);
     let (least, most) = (value("minmem"), value("maxmem"));
     if least > most {
-        return Err(wrong_input(format!(
-            "minmem ({least} MiB) is more than maxmem ({most} MiB)"
-        )));
+        return Err(wrong_input(format!("minmem ({least} MiB) is more than maxmem ({most} MiB)")));
     }
     if least < 1 {
         return Err(wrong_input("An instance needs at least 1 MiB of memory"));
@@ -448,44 +334,24 @@ pub fn check_memory_bounds(filled: &Params) -> Result<(), Failure> {
 }
 
 /// Refuses a start for which the primary node has not enough free memory. An instance that runs already has its own.
-pub async fn check_memory(
-    ctx: &Context,
-    state: &State,
-    instance: &Instance,
-    once: &Params,
-) -> Result<(), Halt> {
+pub async fn check_memory(ctx: &Context, state: &State, instance: &Instance, once: &Params) -> Result<(), Halt> {
     let facts = match ctx.call(instance.primary, Call::Facts).await? {
         Reply::Facts(facts) => facts,
         other => return Err(unexpected(&other)),
     };
-    if facts
-        .instances
-        .iter()
-        .any(|live| Some(live.run) == instance.run)
-    {
+    if facts.instances.iter().any(|live| Some(live.run) == instance.run) {
         return Ok(());
     }
     let mut beparams = instance.beparams.clone();
     beparams.extend(once.clone());
-    let needed = state.memory_mib(&Instance {
-        beparams,
-        ..instance.clone()
-    });
+    let needed = state.memory_mib(&Instance { beparams, ..instance.clone() });
     if needed > facts.memory_free_mib {
-        return Err(
-            not_enough_memory(state, instance, "starting", needed, facts.memory_free_mib).into(),
-        );
+        return Err(not_enough_memory(state, instance, "starting", needed, facts.memory_free_mib).into());
     }
     Ok(())
 }
 
-fn not_enough_memory(
-    state: &State,
-    instance: &Instance,
-    doing: &str,
-    needed: u64,
-    free: u64,
-) -> Failure {
+fn not_enough_memory(state: &State, instance: &Instance, doing: &str, needed: u64, free: u64) -> Failure {
     Failure::refused(
         ErrorCode::InsufficientResources,
         format!(
@@ -496,21 +362,14 @@ fn not_enough_memory(
     )
 }
 
-async fn check_space(
-    ctx: &Context,
-    state: &State,
-    instance: &Instance,
-    start: bool,
-) -> Result<(), Halt> {
+async fn check_space(ctx: &Context, state: &State, instance: &Instance, start: bool) -> Result<(), Halt> {
     let facts = match ctx.call(instance.primary, Call::Facts).await? {
         Reply::Facts(facts) => facts,
         other => return Err(unexpected(&other)),
     };
     let memory = state.memory_mib(instance);
     if start && memory > facts.memory_free_mib {
-        return Err(
-            not_enough_memory(state, instance, "creating", memory, facts.memory_free_mib).into(),
-        );
+        return Err(not_enough_memory(state, instance, "creating", memory, facts.memory_free_mib).into());
     }
     let disk: u64 = instance.disks.iter().map(|disk| disk.size_mib).sum();
     if disk > facts.disk_free_mib {
@@ -537,31 +396,14 @@ mod tests {
             assert!(check_name(good).is_ok(), "{good}");
         }
         let long = "a".repeat(64);
-        for bad in [
-            "",
-            ".",
-            "..",
-            "vm 1",
-            "vm/1",
-            "../x",
-            "VM1",
-            "-a",
-            "a-",
-            "a..b",
-            "a\n",
-            "é",
-            long.as_str(),
-        ] {
+        for bad in ["", ".", "..", "vm 1", "vm/1", "../x", "VM1", "-a", "a-", "a..b", "a\n", "é", long.as_str()] {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn a_hardware_address_has_to_be_one_of_a_single_station() {
-        assert_eq!(
-            checked_mac("AA:00:00:12:34:5f").unwrap(),
-            "aa:00:00:12:34:5f"
-        );
+        assert_eq!(checked_mac("AA:00:00:12:34:5f").unwrap(), "aa:00:00:12:34:5f");
         for bad in [
             "",
             "aa:00:00:12:34",

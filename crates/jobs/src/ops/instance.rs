@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use model::{
-    AdminState, Command, Instance, InstanceChange, InstanceId, Params, Provision, RunId, State,
-};
+use model::{AdminState, Command, Instance, InstanceChange, InstanceId, Params, Provision, RunId, State};
 use opcodes::Failure;
 use opcodes::op::{InstanceReboot, InstanceRemove, InstanceShutdown, InstanceStartup, RebootType};
 use serde_json::Value;
@@ -21,27 +19,20 @@ const STOP: Duration = Duration::from_secs(30);
 
 /// The instance of that name, complete and not about to go.
 pub fn find<'a>(state: &'a State, name: &str) -> Result<&'a Instance, Failure> {
-    let instance = state
-        .instance_by_name(name)
-        .ok_or_else(|| Failure::unknown("Instance", name))?;
+    let instance = state.instance_by_name(name).ok_or_else(|| Failure::unknown("Instance", name))?;
     match instance.provision {
         Provision::Ready => Ok(instance),
-        Provision::Creating(job) => Err(wrong_state(format!(
-            "Instance '{name}' is still being made by job {job}"
-        ))),
-        Provision::Removing(job) => Err(wrong_state(format!(
-            "Instance '{name}' is being removed by job {job}"
-        ))),
+        Provision::Creating(job) => Err(wrong_state(format!("Instance '{name}' is still being made by job {job}"))),
+        Provision::Removing(job) => Err(wrong_state(format!("Instance '{name}' is being removed by job {job}"))),
     }
 }
 
 /// Refuses what needs an instance's primary node while that is marked offline.
 fn check_online(state: &State, instance: &Instance) -> Result<(), Failure> {
     match state.nodes.get(&instance.primary) {
-        Some(node) if node.offline => Err(wrong_state(format!(
-            "Primary node '{}' of instance '{}' is marked offline",
-            node.name, instance.name
-        ))),
+        Some(node) if node.offline => {
+            Err(wrong_state(format!("Primary node '{}' of instance '{}' is marked offline", node.name, instance.name)))
+        }
         _ => Ok(()),
     }
 }
@@ -49,10 +40,7 @@ fn check_online(state: &State, instance: &Instance) -> Result<(), Failure> {
 /// The run in which an instance is owned by a life that has not ended.
 fn current_run(state: &State, instance: &Instance) -> Option<RunId> {
     let owner = instance.owner?;
-    let alive = state
-        .nodes
-        .get(&owner.node)
-        .is_some_and(|node| node.life == owner.life);
+    let alive = state.nodes.get(&owner.node).is_some_and(|node| node.life == owner.life);
     if alive { instance.run } else { None }
 }
 
@@ -65,10 +53,7 @@ async fn is_running(ctx: &Context, instance: &Instance, run: RunId) -> Result<bo
 }
 
 pub fn unexpected(reply: &Reply) -> Halt {
-    Failure::failed(format!(
-        "a node gave an answer that does not fit the question: {reply:?}"
-    ))
-    .into()
+    Failure::failed(format!("a node gave an answer that does not fit the question: {reply:?}")).into()
 }
 
 /// Starts an instance: the right to run it is committed first, then the hypervisor is started. `prefix` tells the steps of
@@ -82,37 +67,21 @@ pub async fn start(
     paused: bool,
 ) -> Result<(), Halt> {
     let state = ctx.state();
-    let instance = state
-        .instances
-        .get(&id)
-        .ok_or_else(|| Failure::unknown("Instance", id))?;
+    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
     let node = instance.primary;
-    ctx.commit(
-        &format!("{prefix}own"),
-        vec![Command::Own { instance: id, node }],
-    )
-    .await?;
+    ctx.commit(&format!("{prefix}own"), vec![Command::Own { instance: id, node }]).await?;
 
     let state = ctx.state();
-    let instance = state
-        .instances
-        .get(&id)
-        .ok_or_else(|| Failure::unknown("Instance", id))?;
+    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
     let Some(run) = instance.run else {
-        return Err(Failure::failed(format!(
-            "Instance '{}' was stopped while it was being started",
-            instance.name
-        ))
-        .into());
+        return Err(
+            Failure::failed(format!("Instance '{}' was stopped while it was being started", instance.name)).into()
+        );
     };
     let spec = Box::new(spec(&state, instance, hvparams, beparams));
     let started = ctx
         .step(&format!("{prefix}start"), || async {
-            let call = Call::Start {
-                spec: spec.clone(),
-                run,
-                paused,
-            };
+            let call = Call::Start { spec: spec.clone(), run, paused };
             match ctx.call_within(node, call, START).await {
                 Ok(_) => Ok(None),
                 Err(Halt::Failed(failure)) => Ok(Some(failure)),
@@ -125,22 +94,9 @@ pub async fn start(
     };
     // Only when the node says that nothing is left of it is the right given back. If the node does not answer, it keeps
     // it: nobody may start a second one.
-    let call = Call::Stop {
-        hypervisor: spec.hypervisor.clone(),
-        instance: spec.name.clone(),
-        run,
-        timeout: 0,
-    };
+    let call = Call::Stop { hypervisor: spec.hypervisor.clone(), instance: spec.name.clone(), run, timeout: 0 };
     ctx.call_within(node, call, STOP).await?;
-    ctx.commit(
-        &format!("{prefix}disown"),
-        vec![Command::Disown {
-            instance: id,
-            run,
-            want: None,
-        }],
-    )
-    .await?;
+    ctx.commit(&format!("{prefix}disown"), vec![Command::Disown { instance: id, run, want: None }]).await?;
     let text = format!("Could not start instance '{}': {}", spec.name, failure.text);
     Err(Failure { text, ..failure }.into())
 }
@@ -154,46 +110,17 @@ async fn stop(
     want: Option<AdminState>,
 ) -> Result<Option<Stopped>, Halt> {
     let state = ctx.state();
-    let instance = state
-        .instances
-        .get(&id)
-        .ok_or_else(|| Failure::unknown("Instance", id))?;
+    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
     let Some(run) = current_run(&state, instance) else {
         if let Some(want) = want {
             let change = Box::new(InstanceChange::want(want));
-            ctx.commit(
-                step,
-                vec![Command::ModifyInstance {
-                    instance: id,
-                    change,
-                }],
-            )
-            .await?;
+            ctx.commit(step, vec![Command::ModifyInstance { instance: id, change }]).await?;
         }
         return Ok(None);
     };
-    let call = Call::Stop {
-        hypervisor: instance.hypervisor.clone(),
-        instance: instance.name.clone(),
-        run,
-        timeout,
-    };
-    let reply = ctx
-        .call_within(
-            instance.primary,
-            call,
-            STOP + Duration::from_secs(u64::from(timeout)),
-        )
-        .await?;
-    ctx.commit(
-        step,
-        vec![Command::Disown {
-            instance: id,
-            run,
-            want,
-        }],
-    )
-    .await?;
+    let call = Call::Stop { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), run, timeout };
+    let reply = ctx.call_within(instance.primary, call, STOP + Duration::from_secs(u64::from(timeout))).await?;
+    ctx.commit(step, vec![Command::Disown { instance: id, run, want }]).await?;
     match reply {
         Reply::Stopped(how) => Ok(Some(how)),
         other => Err(unexpected(&other)),
@@ -207,10 +134,7 @@ pub async fn startup(ctx: &Context, op: InstanceStartup) -> Result<Value, Halt> 
             let instance = find(&state, &op.instance_name)?;
             check_online(&state, instance)?;
             if instance.want == AdminState::Offline {
-                let text = format!(
-                    "Instance '{}' is marked to be offline, cannot start it",
-                    instance.name
-                );
+                let text = format!("Instance '{}' is marked to be offline, cannot start it", instance.name);
                 return Err(wrong_state(text).into());
             }
             super::create::check_memory(ctx, &state, instance, &op.beparams).await?;
@@ -231,14 +155,7 @@ pub async fn startup(ctx: &Context, op: InstanceStartup) -> Result<Value, Halt> 
         .await?;
     if !op.no_remember {
         let change = Box::new(InstanceChange::want(AdminState::Up));
-        ctx.commit(
-            "want",
-            vec![Command::ModifyInstance {
-                instance: id,
-                change,
-            }],
-        )
-        .await?;
+        ctx.commit("want", vec![Command::ModifyInstance { instance: id, change }]).await?;
     }
     if runs {
         return Ok(Value::Null);
@@ -288,22 +205,12 @@ pub async fn reboot(ctx: &Context, op: InstanceReboot) -> Result<Value, Halt> {
         })
         .await?;
     let state = ctx.state();
-    let instance = state
-        .instances
-        .get(&id)
-        .ok_or_else(|| Failure::unknown("Instance", &op.instance_name))?;
+    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", &op.instance_name))?;
     if let (RebootType::Soft, Some(run)) = (op.reboot_type, run) {
         // Recorded as done before a repetition could restart the guest a second time: once is what was asked for, and a
         // restart that was lost on the way shows in the failure.
-        let call = Call::Reset {
-            hypervisor: instance.hypervisor.clone(),
-            instance: instance.name.clone(),
-            run,
-        };
-        ctx.step("reset", || async {
-            ctx.call(instance.primary, call).await.map(|_| ())
-        })
-        .await?;
+        let call = Call::Reset { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), run };
+        ctx.step("reset", || async { ctx.call(instance.primary, call).await.map(|_| ()) }).await?;
         return Ok(Value::Null);
     }
     if !ctx.recorded::<Value>("own").is_some_and(|_| true) {
@@ -326,52 +233,27 @@ pub async fn remove(ctx: &Context, op: InstanceRemove) -> Result<Value, Halt> {
         .await?;
     match stop(ctx, id, "stop", op.shutdown_timeout, Some(AdminState::Down)).await {
         Err(Halt::Failed(failure)) if op.ignore_failures => {
-            ctx.warn(format!(
-                "Could not shut down instance '{}': {}",
-                op.instance_name, failure.text
-            ))
-            .await?;
+            ctx.warn(format!("Could not shut down instance '{}': {}", op.instance_name, failure.text)).await?;
         }
         outcome => {
             outcome?;
         }
     }
-    let change = InstanceChange {
-        provision: Some(Provision::Removing(ctx.job())),
-        ..InstanceChange::default()
-    };
-    ctx.commit(
-        "mark",
-        vec![Command::ModifyInstance {
-            instance: id,
-            change: Box::new(change),
-        }],
-    )
-    .await?;
+    let change = InstanceChange { provision: Some(Provision::Removing(ctx.job())), ..InstanceChange::default() };
+    ctx.commit("mark", vec![Command::ModifyInstance { instance: id, change: Box::new(change) }]).await?;
 
     let state = ctx.state();
     if let Some(instance) = state.instances.get(&id) {
         for disk in disks(&state, instance) {
             match ctx.call(instance.primary, Call::RemoveDisk(disk)).await {
                 Err(Halt::Failed(failure)) if op.ignore_failures => {
-                    ctx.warn(format!(
-                        "Could not remove a disk of '{}': {}",
-                        op.instance_name, failure.text
-                    ))
-                    .await?;
+                    ctx.warn(format!("Could not remove a disk of '{}': {}", op.instance_name, failure.text)).await?;
                 }
                 Err(Halt::Failed(failure)) => {
                     // It is stopped and whole but for what was removed: an administrator may try again.
-                    let change = InstanceChange {
-                        provision: Some(Provision::Ready),
-                        ..InstanceChange::default()
-                    };
+                    let change = InstanceChange { provision: Some(Provision::Ready), ..InstanceChange::default() };
                     let change = Box::new(change);
-                    ctx.propose(vec![Command::ModifyInstance {
-                        instance: id,
-                        change,
-                    }])
-                    .await?;
+                    ctx.propose(vec![Command::ModifyInstance { instance: id, change }]).await?;
                     return Err(failure.into());
                 }
                 outcome => {
@@ -379,8 +261,7 @@ pub async fn remove(ctx: &Context, op: InstanceRemove) -> Result<Value, Halt> {
                 }
             }
         }
-        ctx.commit("remove", vec![Command::RemoveInstance { instance: id }])
-            .await?;
+        ctx.commit("remove", vec![Command::RemoveInstance { instance: id }]).await?;
     }
     Ok(Value::Null)
 }

@@ -21,11 +21,7 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
     let mut wants = Wants::from([(Lock::Cluster, Mode::Shared)]);
     let node = |name: &str| state.node_by_name(name).map(|(id, _)| Lock::Node(id));
     let instance = |name: &str| Lock::Instance(name.to_owned());
-    let home = |name: &str| {
-        state
-            .instance_by_name(name)
-            .map(|instance| Lock::Node(instance.primary))
-    };
+    let home = |name: &str| state.instance_by_name(name).map(|instance| Lock::Node(instance.primary));
     match opcode {
         Opcode::ClusterVerify(_)
         | Opcode::ClusterVerifyConfig(_)
@@ -34,37 +30,16 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
         Opcode::NodeAdd(op) => {
             wants.insert(Lock::NodeName(op.node_name.clone()), Mode::Exclusive);
         }
-        Opcode::NodeSetParams(op) => {
-            wants.extend(node(&op.node_name).map(|lock| (lock, Mode::Exclusive)))
-        }
-        Opcode::NodeRemove { node_name } => {
-            wants.extend(node(node_name).map(|lock| (lock, Mode::Exclusive)))
-        }
+        Opcode::NodeSetParams(op) => wants.extend(node(&op.node_name).map(|lock| (lock, Mode::Exclusive))),
+        Opcode::NodeRemove { node_name } => wants.extend(node(node_name).map(|lock| (lock, Mode::Exclusive))),
         Opcode::InstanceCreate(op) => {
             wants.insert(instance(&op.instance_name), Mode::Exclusive);
-            wants.extend(
-                op.pnode
-                    .as_deref()
-                    .and_then(node)
-                    .map(|lock| (lock, Mode::Shared)),
-            );
+            wants.extend(op.pnode.as_deref().and_then(node).map(|lock| (lock, Mode::Shared)));
         }
-        Opcode::InstanceStartup(opcodes::op::InstanceStartup {
-            instance_name: name,
-            ..
-        })
-        | Opcode::InstanceShutdown(opcodes::op::InstanceShutdown {
-            instance_name: name,
-            ..
-        })
-        | Opcode::InstanceReboot(opcodes::op::InstanceReboot {
-            instance_name: name,
-            ..
-        })
-        | Opcode::InstanceRemove(opcodes::op::InstanceRemove {
-            instance_name: name,
-            ..
-        }) => {
+        Opcode::InstanceStartup(opcodes::op::InstanceStartup { instance_name: name, .. })
+        | Opcode::InstanceShutdown(opcodes::op::InstanceShutdown { instance_name: name, .. })
+        | Opcode::InstanceReboot(opcodes::op::InstanceReboot { instance_name: name, .. })
+        | Opcode::InstanceRemove(opcodes::op::InstanceRemove { instance_name: name, .. }) => {
             wants.insert(instance(name), Mode::Exclusive);
             wants.extend(home(name).map(|lock| (lock, Mode::Shared)));
         }
@@ -73,12 +48,7 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
         }
         Opcode::TestDelay(op) if op.no_locks => {}
         Opcode::TestDelay(op) => {
-            wants.extend(
-                op.on_nodes
-                    .iter()
-                    .filter_map(|name| node(name))
-                    .map(|lock| (lock, Mode::Exclusive)),
-            );
+            wants.extend(op.on_nodes.iter().filter_map(|name| node(name)).map(|lock| (lock, Mode::Exclusive)));
         }
     }
     wants
@@ -109,10 +79,7 @@ pub async fn execute(ctx: &Context, opcode: Opcode) -> Result<Value, Halt> {
 
 /// The node of that name.
 fn find_node(state: &State, name: &str) -> Result<NodeId, Failure> {
-    state
-        .node_by_name(name)
-        .map(|(id, _)| id)
-        .ok_or_else(|| Failure::unknown("Node", name))
+    state.node_by_name(name).map(|(id, _)| id).ok_or_else(|| Failure::unknown("Node", name))
 }
 
 /// A refusal because the request makes no sense.

@@ -17,17 +17,9 @@ use crate::context::{Context, Halt};
 type Changes = BTreeMap<String, Option<ParamValue>>;
 
 pub async fn set_params(ctx: &Context, op: InstanceSetParams) -> Result<Value, Halt> {
-    let (id, change, told): (_, InstanceChange, Vec<(String, String)>) = ctx
-        .step("check", || async { plan(ctx, &op).await })
-        .await?;
-    ctx.commit(
-        "modify",
-        vec![Command::ModifyInstance {
-            instance: id,
-            change: Box::new(change),
-        }],
-    )
-    .await?;
+    let (id, change, told): (_, InstanceChange, Vec<(String, String)>) =
+        ctx.step("check", || async { plan(ctx, &op).await }).await?;
+    ctx.commit("modify", vec![Command::ModifyInstance { instance: id, change: Box::new(change) }]).await?;
     Ok(json!(told))
 }
 
@@ -44,41 +36,18 @@ async fn plan(
     let mut after = instance.beparams.clone();
     overlay(&mut after, &beparams);
     check_memory_bounds(&state.filled_beparams(&after))?;
-    for (prefix, changes) in [
-        ("hv", &op.hvparams),
-        ("be", &op.beparams),
-        ("os", &op.osparams),
-    ] {
+    for (prefix, changes) in [("hv", &op.hvparams), ("be", &op.beparams), ("os", &op.osparams)] {
         for (name, value) in changes {
-            let value = value
-                .as_ref()
-                .map_or_else(|| "default".to_owned(), ToString::to_string);
+            let value = value.as_ref().map_or_else(|| "default".to_owned(), ToString::to_string);
             told.push((format!("{prefix}/{name}"), value));
         }
     }
-    let mut change = InstanceChange {
-        hvparams,
-        beparams,
-        osparams: op.osparams.clone(),
-        ..InstanceChange::default()
-    };
+    let mut change = InstanceChange { hvparams, beparams, osparams: op.osparams.clone(), ..InstanceChange::default() };
     if let Some(os) = &op.os_name {
         let mut next = instance.clone();
         next.os.clone_from(os);
-        let spec = Box::new(super::spec::spec(
-            &state,
-            &next,
-            &Params::new(),
-            &Params::new(),
-        ));
-        ctx.call(
-            instance.primary,
-            Call::CheckInstance {
-                spec,
-                install: true,
-            },
-        )
-        .await?;
+        let spec = Box::new(super::spec::spec(&state, &next, &Params::new(), &Params::new()));
+        ctx.call(instance.primary, Call::CheckInstance { spec, install: true }).await?;
         change.os = Some(os.clone());
         told.push(("os".into(), os.clone()));
     }
@@ -113,26 +82,13 @@ async fn plan(
 
 /// Checks values; `memory` stands for both bounds.
 fn checked(defs: &[ParamDef], changes: &Changes) -> Result<Changes, Failure> {
-    let given: Params = changes
-        .iter()
-        .filter_map(|(name, value)| value.clone().map(|value| (name.clone(), value)))
-        .collect();
+    let given: Params =
+        changes.iter().filter_map(|(name, value)| value.clone().map(|value| (name.clone(), value))).collect();
     let refused = |error: params::ParamError| wrong_input(error.to_string());
-    let mut all: Changes = params::check(defs, &given)
-        .map_err(refused)?
-        .into_iter()
-        .map(|(name, value)| (name, Some(value)))
-        .collect();
-    for name in changes
-        .iter()
-        .filter(|(_, value)| value.is_none())
-        .map(|(name, _)| name.as_str())
-    {
-        let names: &[&str] = if name == "memory" {
-            &["maxmem", "minmem"]
-        } else {
-            &[name]
-        };
+    let mut all: Changes =
+        params::check(defs, &given).map_err(refused)?.into_iter().map(|(name, value)| (name, Some(value))).collect();
+    for name in changes.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name.as_str()) {
+        let names: &[&str] = if name == "memory" { &["maxmem", "minmem"] } else { &[name] };
         for name in names {
             if !defs.iter().any(|def| def.name == *name) {
                 return Err(refused(params::ParamError::Unknown((*name).to_owned())));
@@ -159,26 +115,14 @@ fn change_nic(
     request: &NicChange,
     told: &mut Vec<(String, String)>,
 ) -> Result<(), Failure> {
-    let end = if request.action == ListAction::Add {
-        nics.len()
-    } else {
-        nics.len().saturating_sub(1)
-    };
+    let end = if request.action == ListAction::Add { nics.len() } else { nics.len().saturating_sub(1) };
     let index = match request.index {
         -1 => end,
-        index => usize::try_from(index)
-            .map_err(|_| wrong_input(format!("Invalid interface index {index}")))?,
+        index => usize::try_from(index).map_err(|_| wrong_input(format!("Invalid interface index {index}")))?,
     };
-    let limit = if request.action == ListAction::Add {
-        nics.len() + 1
-    } else {
-        nics.len()
-    };
+    let limit = if request.action == ListAction::Add { nics.len() + 1 } else { nics.len() };
     if index >= limit {
-        return Err(wrong_input(format!(
-            "There is no interface {index}, the instance has {}",
-            nics.len()
-        )));
+        return Err(wrong_input(format!("There is no interface {index}, the instance has {}", nics.len())));
     }
     match request.action {
         ListAction::Add => {

@@ -15,8 +15,6 @@ use crate::world::CallError;
 
 /// How long a join token is good for.
 const TOKEN_LIFE: Duration = Duration::from_secs(300);
-/// How long the daemon of a node that was told to leave may take to answer.
-const LEAVE: Duration = Duration::from_secs(5);
 
 /// What is chosen when a node is to be added.
 #[derive(Serialize, Deserialize)]
@@ -38,21 +36,11 @@ pub async fn add(ctx: &Context, op: NodeAdd) -> Result<Value, Halt> {
         expires: plan.expires,
     };
     ctx.commit("token", vec![add]).await?;
-    ctx.say(format!(
-        "On {}, as root, type within {} minutes:",
-        op.node_name,
-        TOKEN_LIFE.as_secs() / 60
-    ))
-    .await?;
-    ctx.say(format!(
-        "  cardume join --token {} {}",
-        plan.word, plan.master
-    ))
-    .await?;
+    ctx.say(format!("On {}, as root, type within {} minutes:", op.node_name, TOKEN_LIFE.as_secs() / 60)).await?;
+    ctx.say(format!("  cardume join --token {} {}", plan.word, plan.master)).await?;
 
     let Some(node) = joined(ctx, plan.token, plan.expires).await? else {
-        ctx.propose(vec![Command::DropToken { id: plan.token }])
-            .await?;
+        ctx.propose(vec![Command::DropToken { id: plan.token }]).await?;
         return Err(Failure::failed(format!(
             "'{}' did not join within {} minutes; run 'gnt-node add {0}' again",
             op.node_name,
@@ -60,28 +48,16 @@ pub async fn add(ctx: &Context, op: NodeAdd) -> Result<Value, Halt> {
         ))
         .into());
     };
-    if let Err(why) = ctx
-        .step("member", || async { Ok(settle(ctx, node).await) })
-        .await?
-    {
+    if let Err(why) = ctx.step("member", || async { Ok(settle(ctx, node).await) }).await? {
         // It joined and went away again. Nothing of it may stay: it would count as a node that is down.
-        let _ = ctx.world().set_member(node, false).await;
-        ctx.commit(
-            "undo",
-            vec![
-                Command::RemoveNode { node },
-                Command::DropToken { id: plan.token },
-            ],
-        )
-        .await?;
-        return Err(Failure::failed(format!(
-            "'{}' joined, but then could not be reached: {why}",
-            op.node_name
-        ))
-        .into());
+        let undo = vec![Command::RemoveNode { node }, Command::DropToken { id: plan.token }];
+        ctx.commit("undo", undo).await?;
+        if let Err(why) = ctx.world().expel(node, plan.node.primary_ip).await {
+            ctx.warn(format!("Node {} could not be taken out of the log: {why}", op.node_name)).await?;
+        }
+        return Err(Failure::failed(format!("'{}' joined, but then could not be reached: {why}", op.node_name)).into());
     }
-    ctx.propose(vec![Command::DropToken { id: plan.token }])
-        .await?;
+    ctx.propose(vec![Command::DropToken { id: plan.token }]).await?;
     let state = ctx.state();
     let note = match state.nodes.get(&node) {
         Some(node) if node.is_witness() => "Node will be a witness: it votes and runs no instances",
@@ -126,23 +102,13 @@ async fn plan(ctx: &Context, op: &NodeAdd) -> Result<Plan, Halt> {
         master_capable: op.master_capable,
         vm_capable: op.vm_capable,
     };
-    let master = state
-        .office
-        .and_then(|office| state.nodes.get(&office.node))
-        .map(|node| node.primary_ip);
+    let master = state.office.and_then(|office| state.nodes.get(&office.node)).map(|node| node.primary_ip);
     let Some(master) = master else {
         return Err(Halt::Interrupted);
     };
     let (word, secret_sha256) = ctx.new_token();
     let expires = Timestamp(ctx.now().0 + TOKEN_LIFE.as_micros() as u64);
-    Ok(Plan {
-        token: ctx.new_uuid(),
-        secret_sha256,
-        word,
-        node,
-        expires,
-        master,
-    })
+    Ok(Plan { token: ctx.new_uuid(), secret_sha256, word, node, expires, master })
 }
 
 /// Waits for the token to be used; `None` when it expires.
@@ -165,10 +131,8 @@ async fn joined(ctx: &Context, token: Uuid, expires: Timestamp) -> Result<Option
 
 /// Makes the machine a member of the log, and waits until it answers and has everything.
 async fn settle(ctx: &Context, node: NodeId) -> Result<(), String> {
-    ctx.world().set_member(node, true).await?;
-    let call = Call::CaughtUp {
-        index: ctx.world().applied_index(),
-    };
+    ctx.world().enrol(node).await?;
+    let call = Call::CaughtUp { index: ctx.world().applied_index() };
     match ctx.call(node, call).await {
         Ok(_) => Ok(()),
         Err(Halt::Failed(failure)) => Err(failure.text),
@@ -191,23 +155,16 @@ pub async fn set_params(ctx: &Context, op: NodeSetParams) -> Result<Value, Halt>
     if change == NodeChange::default() {
         return Err(wrong_input("Please pass at least one modification").into());
     }
-    let raised: Vec<bool> = [op.offline, op.drained, op.master_candidate]
-        .into_iter()
-        .flatten()
-        .filter(|on| *on)
-        .collect();
+    let raised: Vec<bool> =
+        [op.offline, op.drained, op.master_candidate].into_iter().flatten().filter(|on| *on).collect();
     if raised.len() > 1 {
-        return Err(
-            wrong_input("Can't set the node into more than one state at the same time").into(),
-        );
+        return Err(wrong_input("Can't set the node into more than one state at the same time").into());
     }
     if op.offline == Some(true) && state.office.is_some_and(|office| office.node == node) {
         return Err(wrong_input("The master role can be changed only via master-failover").into());
     }
     if op.offline == Some(false)
-        && let Err(error) = ctx
-            .call_once(node, Call::Ping, Duration::from_secs(2))
-            .await
+        && let Err(error) = ctx.call_once(node, Call::Ping, Duration::from_secs(2)).await
     {
         let why = match error {
             CallError::Deposed => return Err(Halt::Interrupted),
@@ -220,24 +177,14 @@ pub async fn set_params(ctx: &Context, op: NodeSetParams) -> Result<Value, Halt>
         ))
         .into());
     }
-    ctx.commit("modify", vec![Command::ModifyNode { node, change }])
-        .await?;
+    ctx.commit("modify", vec![Command::ModifyNode { node, change }]).await?;
     let told: Vec<(&str, String)> = [
-        (
-            "master_capable",
-            op.master_capable.map(|value| value.to_string()),
-        ),
+        ("master_capable", op.master_capable.map(|value| value.to_string())),
         ("vm_capable", op.vm_capable.map(|value| value.to_string())),
-        (
-            "master_candidate",
-            op.master_candidate.map(|value| value.to_string()),
-        ),
+        ("master_candidate", op.master_candidate.map(|value| value.to_string())),
         ("offline", op.offline.map(|value| value.to_string())),
         ("drained", op.drained.map(|value| value.to_string())),
-        (
-            "secondary_ip",
-            op.secondary_ip.map(|value| value.to_string()),
-        ),
+        ("secondary_ip", op.secondary_ip.map(|value| value.to_string())),
     ]
     .into_iter()
     .filter_map(|(name, value)| value.map(|value| (name, value)))
@@ -256,14 +203,9 @@ pub async fn remove(ctx: &Context, name: &str) -> Result<Value, Halt> {
             let state = ctx.state();
             let id = find_node(&state, name)?;
             if state.office.is_some_and(|office| office.node == id) {
-                return Err(wrong_input(
-                    "Node is the master node, failover to another node is required",
-                )
-                .into());
+                return Err(wrong_input("Node is the master node, failover to another node is required").into());
             }
-            let holds = |instance: &&model::Instance| {
-                instance.primary == id || instance.secondaries.contains(&id)
-            };
+            let holds = |instance: &&model::Instance| instance.primary == id || instance.secondaries.contains(&id);
             if let Some(instance) = state.instances.values().find(holds) {
                 return Err(wrong_input(format!(
                     "Instance {} is still on node {name}, please remove or move it first",
@@ -274,22 +216,22 @@ pub async fn remove(ctx: &Context, name: &str) -> Result<Value, Halt> {
             Ok(id)
         })
         .await?;
-    // First the vote, then the membership, then the node itself: it must not forget its log while its vote counts.
-    ctx.step("leave-log", || async {
-        ctx.world()
-            .set_member(node, false)
-            .await
-            .map_err(|why| Failure::failed(why).into())
-    })
-    .await?;
-    let address = ctx.state().nodes.get(&node).map(|node| node.primary_ip);
-    if address.is_some() {
-        if let Err(CallError::Unreachable(why)) = ctx.call_once(node, Call::Leave, LEAVE).await {
-            ctx.warn(format!("Node {name} could not be told that it was removed ({why}); stop its daemon and clear its state directory before it is used again"))
-                .await?;
+    // It keeps its log until its vote no longer counts: the state first, then the log, then the node itself.
+    let address =
+        ctx.step("address", || async { Ok(ctx.state().nodes.get(&node).map(|node| node.primary_ip)) }).await?;
+    ctx.commit("remove", vec![Command::RemoveNode { node }]).await?;
+    let Some(address) = address else { return Ok(Value::Null) };
+    match ctx.world().expel(node, address).await {
+        Err(why) => {
+            return Err(Failure::failed(format!("Node '{name}' could not be taken out of the log: {why}")).into());
         }
-        ctx.commit("remove", vec![Command::RemoveNode { node }])
+        Ok(None) => {}
+        Ok(Some(why)) => {
+            ctx.warn(format!(
+                "Node {name} could not be told that it was removed ({why}); stop its daemon and clear its state directory before it is used again"
+            ))
             .await?;
+        }
     }
     Ok(Value::Null)
 }

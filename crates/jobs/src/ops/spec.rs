@@ -6,10 +6,7 @@ use crate::agent::{DiskRef, InstanceSpec, NicRef};
 
 /// The disks of an instance.
 pub fn disks(state: &State, instance: &Instance) -> Vec<DiskRef> {
-    let file_storage_dir = state
-        .cluster
-        .as_ref()
-        .map_or_else(String::new, |cluster| cluster.file_storage_dir.clone());
+    let file_storage_dir = state.cluster.as_ref().map_or_else(String::new, |cluster| cluster.file_storage_dir.clone());
     instance
         .disks
         .iter()
@@ -25,12 +22,7 @@ pub fn disks(state: &State, instance: &Instance) -> Vec<DiskRef> {
 }
 
 /// The instance; `hvparams` and `beparams` of one start overlay its own.
-pub fn spec(
-    state: &State,
-    instance: &Instance,
-    hvparams: &Params,
-    beparams: &Params,
-) -> InstanceSpec {
+pub fn spec(state: &State, instance: &Instance, hvparams: &Params, beparams: &Params) -> InstanceSpec {
     let overlaid = |own: &Params, once: &Params| {
         let mut params = own.clone();
         params.extend(once.clone());
@@ -47,17 +39,10 @@ pub fn spec(
         id: instance.id,
         name: instance.name.clone(),
         primary: state.node_name(instance.primary),
-        secondaries: instance
-            .secondaries
-            .iter()
-            .map(|id| state.node_name(*id))
-            .collect(),
+        secondaries: instance.secondaries.iter().map(|id| state.node_name(*id)).collect(),
         hypervisor: instance.hypervisor.clone(),
         os: instance.os.clone(),
-        hvparams: state.filled_hvparams(
-            &instance.hypervisor,
-            &overlaid(&instance.hvparams, hvparams),
-        ),
+        hvparams: state.filled_hvparams(&instance.hypervisor, &overlaid(&instance.hvparams, hvparams)),
         beparams: state.filled_beparams(&overlaid(&instance.beparams, beparams)),
         osparams,
         disks: disks(state, instance),

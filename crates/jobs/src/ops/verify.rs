@@ -23,14 +23,10 @@ pub async fn submit(ctx: &Context, op: Verify) -> Result<Value, Halt> {
     let ids: Vec<model::JobId> = ctx
         .step("submit", || async {
             let state = ctx.state();
-            let mut ids =
-                vec![queue(ctx, Opcode::ClusterVerifyConfig(op.clone()), Vec::new()).await?];
+            let mut ids = vec![queue(ctx, Opcode::ClusterVerifyConfig(op.clone()), Vec::new()).await?];
             for group in state.groups.values() {
                 let options = op.clone();
-                let opcode = Opcode::ClusterVerifyGroup(VerifyGroup {
-                    group_name: group.name.clone(),
-                    options,
-                });
+                let opcode = Opcode::ClusterVerifyGroup(VerifyGroup { group_name: group.name.clone(), options });
                 ids.push(queue(ctx, opcode, vec![(ids[0], Vec::new())]).await?);
             }
             Ok(ids)
@@ -47,22 +43,11 @@ async fn queue(
 ) -> Result<model::JobId, Halt> {
     let summary = opcode.summary();
     let input = serde_json::to_value(opcode).map_err(|error| Failure::failed(error.to_string()))?;
-    let user = ctx
-        .state()
-        .jobs
-        .get(&ctx.job())
-        .map_or_else(String::new, |job| job.user.clone());
-    let job = NewJob {
-        ops: vec![(input, summary)],
-        priority: 0,
-        depends,
-        user,
-    };
+    let user = ctx.state().jobs.get(&ctx.job()).map_or_else(String::new, |job| job.user.clone());
+    let job = NewJob { ops: vec![(input, summary)], priority: 0, depends, user };
     match ctx.propose(vec![Command::SubmitJob(job)]).await?.as_slice() {
         [model::Applied::Job(id)] => Ok(*id),
-        other => {
-            Err(Failure::failed(format!("a job was queued without a number: {other:?}")).into())
-        }
+        other => Err(Failure::failed(format!("a job was queued without a number: {other:?}")).into()),
     }
 }
 
@@ -75,11 +60,7 @@ struct Report<'a> {
 
 impl<'a> Report<'a> {
     fn new(ctx: &'a Context, options: Verify) -> Self {
-        Self {
-            ctx,
-            options,
-            errors: 0,
-        }
+        Self { ctx, options, errors: 0 }
     }
 
     async fn stage(&self, text: impl std::fmt::Display) -> Result<(), Halt> {
@@ -92,13 +73,7 @@ impl<'a> Report<'a> {
         if !warning {
             self.errors += 1;
         }
-        let Problem {
-            code,
-            kind,
-            name,
-            text,
-            ..
-        } = problem;
+        let Problem { code, kind, name, text, .. } = problem;
         let line = if self.options.error_codes {
             format!("  - {level}:{code}:{kind}:{name}:{text}")
         } else {
@@ -107,20 +82,8 @@ impl<'a> Report<'a> {
         self.ctx.say(line).await
     }
 
-    async fn error(
-        &mut self,
-        code: &str,
-        kind: &str,
-        name: &str,
-        text: String,
-    ) -> Result<(), Halt> {
-        let problem = Problem {
-            code: code.into(),
-            kind: kind.into(),
-            name: name.into(),
-            text,
-            warning: false,
-        };
+    async fn error(&mut self, code: &str, kind: &str, name: &str, text: String) -> Result<(), Halt> {
+        let problem = Problem { code: code.into(), kind: kind.into(), name: name.into(), text, warning: false };
         self.problem(&problem).await
     }
 
@@ -143,26 +106,14 @@ pub async fn config(ctx: &Context, op: Verify) -> Result<Value, Halt> {
     report.stage("Verifying cluster config").await?;
     for instance in state.instances.values() {
         if !state.nodes.contains_key(&instance.primary) {
-            let text = format!(
-                "instance {} has a primary node that does not exist",
-                instance.name
-            );
-            report
-                .error(
-                    "ECLUSTERDANGLINGINST",
-                    "node",
-                    &state.node_name(instance.primary),
-                    text,
-                )
-                .await?;
+            let text = format!("instance {} has a primary node that does not exist", instance.name);
+            report.error("ECLUSTERDANGLINGINST", "node", &state.node_name(instance.primary), text).await?;
         }
         if let Provision::Creating(job) | Provision::Removing(job) = instance.provision
             && state.jobs.get(&job).is_none_or(|job| job.status.is_final())
         {
             let text = format!("is left half-made by job {job}");
-            report
-                .error("ECLUSTERCFG", "instance", &instance.name, text)
-                .await?;
+            report.error("ECLUSTERCFG", "instance", &instance.name, text).await?;
         }
     }
     report.stage("Verifying cluster certificate files").await?;
@@ -170,51 +121,19 @@ pub async fn config(ctx: &Context, op: Verify) -> Result<Value, Halt> {
         report.error("ECLUSTERCERT", "cluster", "", text).await?;
     }
     report.stage("Verifying hypervisor parameters").await?;
-    let of_cluster = cluster
-        .hvparams
-        .iter()
-        .map(|(hypervisor, given)| (hypervisor, given, String::new()));
-    let of_instances = state.instances.values().map(|instance| {
-        (
-            &instance.hypervisor,
-            &instance.hvparams,
-            instance.name.clone(),
-        )
-    });
+    let of_cluster = cluster.hvparams.iter().map(|(hypervisor, given)| (hypervisor, given, String::new()));
+    let of_instances =
+        state.instances.values().map(|instance| (&instance.hypervisor, &instance.hvparams, instance.name.clone()));
     for (hypervisor, given, name) in of_cluster.chain(of_instances) {
         let checked = params::check(params::hypervisor(hypervisor).unwrap_or(&[]), given);
         if let Err(error) = checked {
-            let kind = if name.is_empty() {
-                "cluster"
-            } else {
-                "instance"
-            };
-            report
-                .error(
-                    "ECLUSTERCFG",
-                    kind,
-                    &name,
-                    format!("hypervisor {hypervisor}: {error}"),
-                )
-                .await?;
+            let kind = if name.is_empty() { "cluster" } else { "instance" };
+            report.error("ECLUSTERCFG", kind, &name, format!("hypervisor {hypervisor}: {error}")).await?;
         }
     }
-    report
-        .stage("Verifying all nodes belong to an existing group")
-        .await?;
-    for node in state
-        .nodes
-        .values()
-        .filter(|node| !state.groups.contains_key(&node.group))
-    {
-        report
-            .error(
-                "ECLUSTERDANGLINGNODES",
-                "node",
-                &node.name,
-                "is in a group that does not exist".into(),
-            )
-            .await?;
+    report.stage("Verifying all nodes belong to an existing group").await?;
+    for node in state.nodes.values().filter(|node| !state.groups.contains_key(&node.group)) {
+        report.error("ECLUSTERDANGLINGNODES", "node", &node.name, "is in a group that does not exist".into()).await?;
     }
     Ok(report.result())
 }
@@ -222,59 +141,25 @@ pub async fn config(ctx: &Context, op: Verify) -> Result<Value, Halt> {
 /// Checks the nodes of a group and what runs on them.
 pub async fn group(ctx: &Context, op: VerifyGroup) -> Result<Value, Halt> {
     let state = ctx.state();
-    let group = state
-        .groups
-        .iter()
-        .find(|(_, group)| group.name == op.group_name)
-        .map(|(id, _)| *id);
+    let group = state.groups.iter().find(|(_, group)| group.name == op.group_name).map(|(id, _)| *id);
     let group = group.ok_or_else(|| Failure::unknown("Group", &op.group_name))?;
     let mut report = Report::new(ctx, op.options);
-    report
-        .stage(format!("Verifying group '{}'", op.group_name))
-        .await?;
-    let members: Vec<NodeId> = state
-        .nodes
-        .iter()
-        .filter(|(_, node)| node.group == group)
-        .map(|(id, _)| *id)
-        .collect();
-    report
-        .stage(format!("Gathering data ({} nodes)", members.len()))
-        .await?;
-    report
-        .stage(format!(
-            "Gathering information about nodes ({} nodes)",
-            members.len()
-        ))
-        .await?;
-    let online: Vec<NodeId> = members
-        .iter()
-        .copied()
-        .filter(|id| !state.nodes[id].offline)
-        .collect();
+    report.stage(format!("Verifying group '{}'", op.group_name)).await?;
+    let members: Vec<NodeId> = state.nodes.iter().filter(|(_, node)| node.group == group).map(|(id, _)| *id).collect();
+    report.stage(format!("Gathering data ({} nodes)", members.len())).await?;
+    report.stage(format!("Gathering information about nodes ({} nodes)", members.len())).await?;
+    let online: Vec<NodeId> = members.iter().copied().filter(|id| !state.nodes[id].offline).collect();
     let facts = gather(&online, |id| facts(ctx, id)).await;
-    report
-        .stage(format!(
-            "Gathering disk information ({} nodes)",
-            members.len()
-        ))
-        .await?;
+    report.stage(format!("Gathering disk information ({} nodes)", members.len())).await?;
     let problems = gather(&online, |id| look(ctx, &state, group, id)).await;
 
-    report
-        .stage("Verifying configuration file consistency")
-        .await?;
+    report.stage("Verifying configuration file consistency").await?;
     let index = ctx.world().applied_index();
-    let behind = gather(&online, |id| {
-        ctx.call_once(id, Call::CaughtUp { index }, Duration::from_secs(5))
-    })
-    .await;
+    let behind = gather(&online, |id| ctx.call_once(id, Call::CaughtUp { index }, Duration::from_secs(5))).await;
     for (id, outcome) in &behind {
         if let Err(CallError::Failed(failure)) = outcome {
             let text = format!("its copy of the configuration is behind: {}", failure.text);
-            report
-                .error("ENODEFILECHECK", "node", &state.node_name(*id), text)
-                .await?;
+            report.error("ENODEFILECHECK", "node", &state.node_name(*id), text).await?;
         }
     }
     report.stage("Verifying node status").await?;
@@ -308,37 +193,22 @@ where
 async fn facts(ctx: &Context, id: NodeId) -> Result<Facts, CallError> {
     match ctx.call_once(id, Call::Facts, LOOK).await? {
         Reply::Facts(facts) => Ok(*facts),
-        _ => Err(CallError::Unreachable(
-            "unable to verify node: no data returned".into(),
-        )),
+        _ => Err(CallError::Unreachable("unable to verify node: no data returned".into())),
     }
 }
 
-async fn look(
-    ctx: &Context,
-    state: &State,
-    group: GroupId,
-    id: NodeId,
-) -> Result<Vec<Problem>, CallError> {
+async fn look(ctx: &Context, state: &State, group: GroupId, id: NodeId) -> Result<Vec<Problem>, CallError> {
     let node = &state.nodes[&id];
     let mut request = VerifyRequest::default();
     if let (true, Some(cluster)) = (node.vm_capable, &state.cluster) {
         request.hypervisors.clone_from(&cluster.hypervisors);
         if cluster.disk_templates.contains(&DiskTemplate::File) {
-            request
-                .file_storage_dir
-                .clone_from(&cluster.file_storage_dir);
+            request.file_storage_dir.clone_from(&cluster.file_storage_dir);
         }
-        let here = state
-            .instances
-            .values()
-            .filter(|instance| instance.primary == id);
+        let here = state.instances.values().filter(|instance| instance.primary == id);
         let mut bridges = BTreeSet::from([cluster.netdev.clone()]);
         for instance in here {
-            let links = instance
-                .nics
-                .iter()
-                .map(|nic| state.filled_nicparams(&nic.params));
+            let links = instance.nics.iter().map(|nic| state.filled_nicparams(&nic.params));
             bridges.extend(links.filter_map(|nic| nic.get("link").map(ToString::to_string)));
             if instance.provision == Provision::Ready {
                 request.disks.extend(disks(state, instance));
@@ -346,26 +216,16 @@ async fn look(
         }
         request.bridges = bridges.into_iter().collect();
     }
-    let peers = state
-        .nodes
-        .iter()
-        .filter(|(other, node)| **other != id && node.group == group && !node.offline);
-    request.peers = peers
-        .map(|(_, node)| (node.name.clone(), node.primary_ip))
-        .collect();
-    match ctx
-        .call_once(id, Call::Verify(Box::new(request)), LOOK)
-        .await?
-    {
+    let peers = state.nodes.iter().filter(|(other, node)| **other != id && node.group == group && !node.offline);
+    request.peers = peers.map(|(_, node)| (node.name.clone(), node.primary_ip)).collect();
+    match ctx.call_once(id, Call::Verify(Box::new(request)), LOOK).await? {
         Reply::Problems(mut problems) => {
             for problem in problems.iter_mut().filter(|problem| problem.kind == "node") {
                 problem.name.clone_from(&node.name);
             }
             Ok(problems)
         }
-        _ => Err(CallError::Unreachable(
-            "unable to verify node: no data returned".into(),
-        )),
+        _ => Err(CallError::Unreachable("unable to verify node: no data returned".into())),
     }
 }
 
@@ -373,11 +233,7 @@ fn with_code<'a>(
     problems: &'a BTreeMap<NodeId, Result<Vec<Problem>, CallError>>,
     code: &'a str,
 ) -> impl Iterator<Item = &'a Problem> {
-    problems
-        .values()
-        .flatten()
-        .flatten()
-        .filter(move |problem| problem.code == code)
+    problems.values().flatten().flatten().filter(move |problem| problem.code == code)
 }
 
 async fn node_status(
@@ -406,29 +262,18 @@ async fn node_status(
                     CallError::Failed(failure) => failure.text.clone(),
                     CallError::Deposed => return Err(Halt::Interrupted),
                 };
-                report
-                    .error(
-                        "ENODERPC",
-                        "node",
-                        &name,
-                        format!("while contacting node: {why}"),
-                    )
-                    .await?;
+                report.error("ENODERPC", "node", &name, format!("while contacting node: {why}")).await?;
             }
             Some(Ok(facts)) => {
                 let skew = (facts.time as f64 - ctx.now().0 as f64).abs() / 1e6;
                 if skew > CLOCK_SKEW {
-                    let text =
-                        format!("Node time diverges by at least {skew:.1}s from master node time");
+                    let text = format!("Node time diverges by at least {skew:.1}s from master node time");
                     report.error("ENODETIME", "node", &name, text).await?;
                 }
             }
         }
         if let Some(Ok(problems)) = problems.get(id) {
-            for problem in problems
-                .iter()
-                .filter(|problem| problem.code != "ENODEORPHANLV")
-            {
+            for problem in problems.iter().filter(|problem| problem.code != "ENODEORPHANLV") {
                 report.problem(problem).await?;
             }
         }
@@ -442,35 +287,22 @@ async fn instance_status(
     members: &[NodeId],
     facts: &BTreeMap<NodeId, Result<Facts, CallError>>,
 ) -> Result<(), Halt> {
-    for instance in state
-        .instances
-        .values()
-        .filter(|instance| members.contains(&instance.primary))
-    {
+    for instance in state.instances.values().filter(|instance| members.contains(&instance.primary)) {
         if report.options.verbose {
-            report
-                .stage(format!("Verifying instance {}", instance.name))
-                .await?;
+            report.stage(format!("Verifying instance {}", instance.name)).await?;
         }
         let node = state.node_name(instance.primary);
         let wanted = instance.want == model::AdminState::Up;
         match facts.get(&instance.primary) {
             None if wanted => {
                 let text = format!("is marked as running and lives on offline node {node}");
-                report
-                    .error("EINSTANCEBADNODE", "instance", &instance.name, text)
-                    .await?;
+                report.error("EINSTANCEBADNODE", "instance", &instance.name, text).await?;
             }
             Some(Ok(facts)) => {
-                let runs = facts
-                    .instances
-                    .iter()
-                    .any(|live| Some(live.run) == instance.run);
+                let runs = facts.instances.iter().any(|live| Some(live.run) == instance.run);
                 if wanted && !runs {
                     let text = format!("instance not running on its primary node {node}");
-                    report
-                        .error("EINSTANCEDOWN", "instance", &instance.name, text)
-                        .await?;
+                    report.error("EINSTANCEDOWN", "instance", &instance.name, text).await?;
                 }
             }
             _ => {}
@@ -478,23 +310,16 @@ async fn instance_status(
     }
     for (id, facts) in facts {
         for live in facts.iter().flat_map(|facts| &facts.instances) {
-            let known = state
-                .instances
-                .values()
-                .find(|instance| instance.run == Some(live.run));
+            let known = state.instances.values().find(|instance| instance.run == Some(live.run));
             let node = state.node_name(*id);
             match known {
                 None => {
                     let text = format!("node is running unknown instance {}", live.instance);
-                    report
-                        .error("ENODEORPHANINSTANCE", "node", &node, text)
-                        .await?;
+                    report.error("ENODEORPHANINSTANCE", "node", &node, text).await?;
                 }
                 Some(instance) if instance.primary != *id => {
                     let text = format!("instance should not run on node {node}");
-                    report
-                        .error("EINSTANCEWRONGNODE", "instance", &instance.name, text)
-                        .await?;
+                    report.error("EINSTANCEWRONGNODE", "instance", &instance.name, text).await?;
                 }
                 Some(_) => {}
             }
@@ -510,21 +335,15 @@ async fn notes(report: &Report<'_>, state: &State, members: &[NodeId]) -> Result
         .filter(|instance| members.contains(&instance.primary) && instance.secondaries.is_empty())
         .count();
     if single > 0 {
-        report
-            .notice(format!("{single} non-redundant instance(s) found."))
-            .await?;
+        report.notice(format!("{single} non-redundant instance(s) found.")).await?;
     }
     let offline = members.iter().filter(|id| state.nodes[id].offline).count();
     if offline > 0 {
-        report
-            .notice(format!("{offline} offline node(s) found."))
-            .await?;
+        report.notice(format!("{offline} offline node(s) found.")).await?;
     }
     let drained = members.iter().filter(|id| state.nodes[id].drained).count();
     if drained > 0 {
-        report
-            .notice(format!("{drained} drained node(s) found."))
-            .await?;
+        report.notice(format!("{drained} drained node(s) found.")).await?;
     }
     Ok(())
 }

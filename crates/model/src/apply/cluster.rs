@@ -20,16 +20,8 @@ impl State {
     ) -> Result<Applied, Rejection> {
         // Numbers go on counting where a destroyed cluster left off; nothing else of it counts any more.
         let mut fresh = State {
-            incarnation: Incarnation {
-                n: self.incarnation.n + 1,
-                id: incarnation,
-            },
-            cluster: Some(Cluster {
-                ctime: at,
-                mtime: at,
-                serial_no: 1,
-                ..cluster.clone()
-            }),
+            incarnation: Incarnation { n: self.incarnation.n + 1, id: incarnation },
+            cluster: Some(Cluster { ctime: at, mtime: at, serial_no: 1, ..cluster.clone() }),
             last_node: self.last_node,
             last_job: self.last_job,
             last_life: self.last_life,
@@ -61,6 +53,12 @@ impl State {
                 instance.name
             )));
         }
+        if self.nodes.len() > 1 {
+            return Err(Rejection::State(format!(
+                "There are still {} node(s) in this cluster; remove all but the master first",
+                self.nodes.len()
+            )));
+        }
         *self = State {
             incarnation: self.incarnation,
             last_node: self.last_node,
@@ -72,11 +70,7 @@ impl State {
         Ok(Applied::Done)
     }
 
-    pub(super) fn modify_cluster(
-        &mut self,
-        change: &ClusterChange,
-        at: Timestamp,
-    ) -> Result<Applied, Rejection> {
+    pub(super) fn modify_cluster(&mut self, change: &ClusterChange, at: Timestamp) -> Result<Applied, Rejection> {
         let Some(cluster) = self.cluster.as_mut() else {
             return Err(Rejection::NoCluster);
         };
@@ -93,28 +87,19 @@ impl State {
         if let Some(office) = self.office
             && term <= office.term
         {
-            return Err(Rejection::Office {
-                now: office.term,
-                then: term,
-            });
+            return Err(Rejection::Office { now: office.term, then: term });
         }
         let Some(candidate) = self.nodes.get(&node) else {
             return Err(super::unknown("Node", node));
         };
         if !candidate.may_be_master() {
-            return Err(Rejection::State(format!(
-                "Node '{}' is not a master candidate",
-                candidate.name
-            )));
+            return Err(Rejection::State(format!("Node '{}' is not a master candidate", candidate.name)));
         }
         self.office = Some(Office { node, term });
         Ok(Applied::Done)
     }
 
-    pub(super) fn set_address_owner(
-        &mut self,
-        owner: Option<NodeId>,
-    ) -> Result<Applied, Rejection> {
+    pub(super) fn set_address_owner(&mut self, owner: Option<NodeId>) -> Result<Applied, Rejection> {
         // From one holder to another only by way of nobody: the old one has to have dropped the address.
         if let (Some(old), Some(new)) = (self.address_owner, owner)
             && old != new
@@ -128,16 +113,9 @@ impl State {
         Ok(Applied::Done)
     }
 
-    pub(super) fn found(
-        &mut self,
-        incarnation: Incarnation,
-        fork_point: ForkPoint,
-    ) -> Result<Applied, Rejection> {
+    pub(super) fn found(&mut self, incarnation: Incarnation, fork_point: ForkPoint) -> Result<Applied, Rejection> {
         if incarnation.n <= self.incarnation.n {
-            return Err(Rejection::Incarnation {
-                now: self.incarnation.n,
-                then: incarnation.n,
-            });
+            return Err(Rejection::Incarnation { now: self.incarnation.n, then: incarnation.n });
         }
         self.lineage.push((self.incarnation, fork_point));
         self.incarnation = incarnation;

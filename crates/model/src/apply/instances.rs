@@ -10,16 +10,9 @@ use crate::params::{ParamValue, Params};
 use crate::state::State;
 
 impl State {
-    pub(super) fn add_instance(
-        &mut self,
-        new: &Instance,
-        at: Timestamp,
-    ) -> Result<Applied, Rejection> {
+    pub(super) fn add_instance(&mut self, new: &Instance, at: Timestamp) -> Result<Applied, Rejection> {
         if self.instance_by_name(&new.name).is_some() {
-            return Err(Rejection::Exists {
-                kind: "Instance".into(),
-                name: new.name.clone(),
-            });
+            return Err(Rejection::Exists { kind: "Instance".into(), name: new.name.clone() });
         }
         if self.instances.contains_key(&new.id) {
             return Err(exists("Instance", new.id));
@@ -29,10 +22,7 @@ impl State {
                 return Err(unknown("Node", node));
             };
             if !node.vm_capable {
-                return Err(Rejection::State(format!(
-                    "Node '{}' is not vm_capable",
-                    node.name
-                )));
+                return Err(Rejection::State(format!("Node '{}' is not vm_capable", node.name)));
             }
         }
         if (new.disk_template == DiskTemplate::Diskless) != new.disks.is_empty() {
@@ -40,31 +30,16 @@ impl State {
         }
         self.check_nics(new)?;
         if new.owner.is_some() || new.run.is_some() {
-            return Err(Rejection::Invalid(format!(
-                "a new instance ('{}') can't be running already",
-                new.name
-            )));
+            return Err(Rejection::Invalid(format!("a new instance ('{}') can't be running already", new.name)));
         }
-        self.instances.insert(
-            new.id,
-            Instance {
-                ctime: at,
-                mtime: at,
-                serial_no: 1,
-                ..new.clone()
-            },
-        );
+        self.instances.insert(new.id, Instance { ctime: at, mtime: at, serial_no: 1, ..new.clone() });
         Ok(Applied::Done)
     }
 
     fn check_nics(&self, instance: &Instance) -> Result<(), Rejection> {
         for (index, nic) in instance.nics.iter().enumerate() {
             let own = instance.nics[..index].iter();
-            let others = self
-                .instances
-                .values()
-                .filter(|other| other.id != instance.id)
-                .flat_map(|other| &other.nics);
+            let others = self.instances.values().filter(|other| other.id != instance.id).flat_map(|other| &other.nics);
             for other in own.chain(others) {
                 if other.mac == nic.mac {
                     return Err(exists("MAC address", &nic.mac));
@@ -156,15 +131,9 @@ impl State {
             )));
         }
         if matches!(instance.provision, Provision::Removing(_)) {
-            return Err(Rejection::State(format!(
-                "Instance '{}' is being removed",
-                instance.name
-            )));
+            return Err(Rejection::State(format!("Instance '{}' is being removed", instance.name)));
         }
-        let owner = NodeLife {
-            node,
-            life: at.life,
-        };
+        let owner = NodeLife { node, life: at.life };
         self.last_run += 1;
         let run = RunId(self.last_run);
         if let Some(instance) = self.instances.get_mut(&id) {
@@ -185,10 +154,7 @@ impl State {
             return Err(unknown("Instance", id));
         };
         if instance.run != Some(run) {
-            return Err(Rejection::State(format!(
-                "instance '{}' is not in run {run} any more",
-                instance.name
-            )));
+            return Err(Rejection::State(format!("instance '{}' is not in run {run} any more", instance.name)));
         }
         instance.owner = None;
         instance.run = None;

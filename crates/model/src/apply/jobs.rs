@@ -3,23 +3,15 @@
 use super::unknown;
 use crate::command::{Applied, Rejection};
 use crate::ids::{JobId, Timestamp};
-use crate::job::{
-    Job, JobChange, JobEnd, JobStatus, LogEntry, LogKind, MAX_QUEUED_JOBS, NewJob, Op, Step,
-};
+use crate::job::{Job, JobChange, JobEnd, JobStatus, LogEntry, LogKind, MAX_QUEUED_JOBS, NewJob, Op, Step};
 use crate::state::State;
 
 impl State {
     pub(super) fn submit_job(&mut self, new: &NewJob, at: Timestamp) -> Result<Applied, Rejection> {
         if self.cluster.as_ref().is_some_and(|cluster| cluster.drained) {
-            return Err(Rejection::Queue(
-                "Job queue is drained, refusing job".into(),
-            ));
+            return Err(Rejection::Queue("Job queue is drained, refusing job".into()));
         }
-        let unfinished = self
-            .jobs
-            .values()
-            .filter(|job| !job.status.is_final())
-            .count();
+        let unfinished = self.jobs.values().filter(|job| !job.status.is_final()).count();
         if unfinished >= MAX_QUEUED_JOBS {
             return Err(Rejection::Queue(format!(
                 "Job queue is full ({unfinished} unfinished jobs), wait for some to end"
@@ -29,16 +21,9 @@ impl State {
             return Err(Rejection::Invalid("A job needs at least one opcode".into()));
         }
         if !(-20..=19).contains(&new.priority) {
-            return Err(Rejection::Invalid(format!(
-                "Priority {} is not in range [-20, 19]",
-                new.priority
-            )));
+            return Err(Rejection::Invalid(format!("Priority {} is not in range [-20, 19]", new.priority)));
         }
-        if let Some((missing, _)) = new
-            .depends
-            .iter()
-            .find(|(id, _)| id.0 == 0 || id.0 > self.last_job)
-        {
+        if let Some((missing, _)) = new.depends.iter().find(|(id, _)| id.0 == 0 || id.0 > self.last_job) {
             return Err(unknown("Job", missing));
         }
         self.last_job += 1;
@@ -75,20 +60,12 @@ impl State {
         Ok(Applied::Job(id))
     }
 
-    pub(super) fn record_job(
-        &mut self,
-        id: JobId,
-        changes: &[JobChange],
-        at: Timestamp,
-    ) -> Result<Applied, Rejection> {
+    pub(super) fn record_job(&mut self, id: JobId, changes: &[JobChange], at: Timestamp) -> Result<Applied, Rejection> {
         let Some(job) = self.jobs.get(&id) else {
             return Err(unknown("Job", id));
         };
         if job.status.is_final() {
-            return Err(Rejection::State(format!(
-                "Job {id} has ended already ({})",
-                job.status.word()
-            )));
+            return Err(Rejection::State(format!("Job {id} has ended already ({})", job.status.word())));
         }
         // On a copy, so that the record is taken as a whole or not at all; a job is small.
         let mut next = job.clone();
@@ -109,14 +86,10 @@ impl State {
                 job.end_from(0, JobStatus::Canceled, at);
                 Ok(Applied::Done)
             }
-            status if status.is_final() => Err(Rejection::State(format!(
-                "Job {id} has ended already ({})",
-                status.word()
-            ))),
-            status => Err(Rejection::State(format!(
-                "Job {id} can't be cancelled any more ({})",
-                status.word()
-            ))),
+            status if status.is_final() => {
+                Err(Rejection::State(format!("Job {id} has ended already ({})", status.word())))
+            }
+            status => Err(Rejection::State(format!("Job {id} can't be cancelled any more ({})", status.word()))),
         }
     }
 
@@ -125,10 +98,7 @@ impl State {
             return Err(unknown("Job", id));
         };
         if !job.status.is_final() {
-            return Err(Rejection::State(format!(
-                "Job {id} has not ended yet ({})",
-                job.status.word()
-            )));
+            return Err(Rejection::State(format!("Job {id} has not ended yet ({})", job.status.word())));
         }
         self.jobs.remove(&id);
         Ok(Applied::Done)
@@ -147,14 +117,10 @@ impl Job {
         };
         let id = self.id;
         let Some(op) = self.ops.get_mut(index) else {
-            return Err(Rejection::Invalid(format!(
-                "Job {id} has no opcode {index}"
-            )));
+            return Err(Rejection::Invalid(format!("Job {id} has no opcode {index}")));
         };
         if op.status.is_final() {
-            return Err(Rejection::State(format!(
-                "Opcode {index} of job {id} has ended already"
-            )));
+            return Err(Rejection::State(format!("Opcode {index} of job {id} has ended already")));
         }
         match change {
             JobChange::Waiting { .. } => {
@@ -171,28 +137,15 @@ impl Job {
             JobChange::Log { message, .. } => {
                 self.log_serial += 1;
                 let serial = self.log_serial;
-                op.log.push(LogEntry {
-                    serial,
-                    at,
-                    kind: LogKind::Message,
-                    message: message.clone(),
-                });
+                op.log.push(LogEntry { serial, at, kind: LogKind::Message, message: message.clone() });
             }
             JobChange::StepBegun { step, .. } => {
-                op.steps.insert(
-                    step.clone(),
-                    Step {
-                        begun: at,
-                        done: None,
-                    },
-                );
+                op.steps.insert(step.clone(), Step { begun: at, done: None });
             }
             JobChange::StepDone { step, output, .. } => match op.steps.get_mut(step) {
                 Some(record) => record.done = Some(output.clone()),
                 None => {
-                    return Err(Rejection::Invalid(format!(
-                        "Step '{step}' of job {id} was not begun"
-                    )));
+                    return Err(Rejection::Invalid(format!("Step '{step}' of job {id} was not begun")));
                 }
             },
             JobChange::Ended { end, .. } => {
@@ -217,12 +170,7 @@ impl Job {
 
     /// Ends what has not ended yet, from opcode `first` on.
     fn end_from(&mut self, first: usize, status: JobStatus, at: Timestamp) {
-        for op in self
-            .ops
-            .iter_mut()
-            .skip(first)
-            .filter(|op| !op.status.is_final())
-        {
+        for op in self.ops.iter_mut().skip(first).filter(|op| !op.status.is_final()) {
             op.status = status;
             op.end = Some(at);
             op.result = match status {
@@ -244,9 +192,7 @@ impl Job {
         } else {
             match self.ops.iter().find(|op| !op.status.is_final()) {
                 // Between two opcodes the job is running, though the next opcode is still queued.
-                Some(op) if op.status == JobStatus::Queued && any(JobStatus::Success) => {
-                    JobStatus::Running
-                }
+                Some(op) if op.status == JobStatus::Queued && any(JobStatus::Success) => JobStatus::Running,
                 Some(op) => op.status,
                 None => JobStatus::Success,
             }

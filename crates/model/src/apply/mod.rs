@@ -19,16 +19,11 @@ impl State {
     pub fn apply(&mut self, proposal: &Proposal) -> Result<Vec<Applied>, Rejection> {
         // Each command checks before it changes anything, so that a single one needs no copy to go back to.
         if let [command] = proposal.commands.as_slice() {
-            return self
-                .apply_one(proposal, command)
-                .map(|applied| vec![applied]);
+            return self.apply_one(proposal, command).map(|applied| vec![applied]);
         }
         let mut next = self.clone();
-        let applied = proposal
-            .commands
-            .iter()
-            .map(|command| next.apply_one(proposal, command))
-            .collect::<Result<Vec<_>, _>>()?;
+        let applied =
+            proposal.commands.iter().map(|command| next.apply_one(proposal, command)).collect::<Result<Vec<_>, _>>()?;
         *self = next;
         Ok(applied)
     }
@@ -37,49 +32,27 @@ impl State {
         self.admit(proposal, command)?;
         let at = proposal.at;
         match command {
-            Command::Init {
-                cluster,
-                incarnation,
-                group,
-                node,
-            } => self.init(cluster, *incarnation, *group, node, at),
+            Command::Init { cluster, incarnation, group, node } => self.init(cluster, *incarnation, *group, node, at),
             Command::Destroy => self.destroy(),
             Command::ModifyCluster(change) => self.modify_cluster(change, at),
             Command::TakeOffice { node, term } => self.take_office(*node, *term),
             Command::SetAddressOwner(owner) => self.set_address_owner(*owner),
-            Command::Found {
-                incarnation,
-                fork_point,
-            } => self.found(*incarnation, *fork_point),
+            Command::Found { incarnation, fork_point } => self.found(*incarnation, *fork_point),
 
-            Command::AddToken {
-                id,
-                secret_sha256,
-                node,
-                expires,
-            } => self.add_token(*id, secret_sha256, node, *expires),
+            Command::AddToken { id, secret_sha256, node, expires } => {
+                self.add_token(*id, secret_sha256, node, *expires)
+            }
             Command::DropToken { id } => self.drop_token(*id),
             Command::AddNode { token } => self.add_node(*token, at),
             Command::ModifyNode { node, change } => self.modify_node(*node, change, at),
             Command::RemoveNode { node } => self.remove_node(*node),
-            Command::JoinNode {
-                node,
-                boot,
-                previous,
-                runs,
-            } => self.join_node(*node, boot, *previous, runs),
+            Command::JoinNode { node, boot, previous, runs } => self.join_node(*node, boot, *previous, runs),
 
             Command::AddInstance(instance) => self.add_instance(instance, at),
-            Command::ModifyInstance { instance, change } => {
-                self.modify_instance(*instance, change, at)
-            }
+            Command::ModifyInstance { instance, change } => self.modify_instance(*instance, change, at),
             Command::RemoveInstance { instance } => self.remove_instance(*instance),
             Command::Own { instance, node } => self.own(*instance, *node),
-            Command::Disown {
-                instance,
-                run,
-                want,
-            } => self.disown(*instance, *run, *want, at),
+            Command::Disown { instance, run, want } => self.disown(*instance, *run, *want, at),
 
             Command::SubmitJob(job) => self.submit_job(job, at),
             Command::RecordJob { job, changes } => self.record_job(*job, changes, at),
@@ -98,21 +71,12 @@ impl State {
             _ => {}
         }
         if proposal.incarnation != self.incarnation {
-            return Err(Rejection::Incarnation {
-                now: self.incarnation.n,
-                then: proposal.incarnation.n,
-            });
+            return Err(Rejection::Incarnation { now: self.incarnation.n, then: proposal.incarnation.n });
         }
-        let needs_office = !matches!(
-            command,
-            Command::TakeOffice { .. } | Command::JoinNode { .. }
-        );
+        let needs_office = !matches!(command, Command::TakeOffice { .. } | Command::JoinNode { .. });
         let now = self.office.map_or(0, |office| office.term);
         if needs_office && proposal.office != Some(now) {
-            return Err(Rejection::Office {
-                now,
-                then: proposal.office.unwrap_or(0),
-            });
+            return Err(Rejection::Office { now, then: proposal.office.unwrap_or(0) });
         }
         Ok(())
     }
@@ -125,15 +89,9 @@ fn touch(serial_no: &mut u64, mtime: &mut Timestamp, at: Timestamp) {
 }
 
 fn unknown(kind: &str, name: impl std::fmt::Display) -> Rejection {
-    Rejection::Unknown {
-        kind: kind.to_owned(),
-        name: name.to_string(),
-    }
+    Rejection::Unknown { kind: kind.to_owned(), name: name.to_string() }
 }
 
 fn exists(kind: &str, name: impl std::fmt::Display) -> Rejection {
-    Rejection::Exists {
-        kind: kind.to_owned(),
-        name: name.to_string(),
-    }
+    Rejection::Exists { kind: kind.to_owned(), name: name.to_string() }
 }

@@ -8,31 +8,17 @@ use crate::node::{NewNode, Node, NodeChange};
 use crate::state::State;
 
 impl State {
-    pub(super) fn insert_node(
-        &mut self,
-        new: &NewNode,
-        at: Timestamp,
-    ) -> Result<NodeId, Rejection> {
+    pub(super) fn insert_node(&mut self, new: &NewNode, at: Timestamp) -> Result<NodeId, Rejection> {
         self.check_new_node(new)?;
         let group = match new.group {
             Some(group) => group,
             None => {
-                let oldest = self
-                    .groups
-                    .iter()
-                    .min_by_key(|(id, group)| (group.ctime, **id));
+                let oldest = self.groups.iter().min_by_key(|(id, group)| (group.ctime, **id));
                 *oldest.ok_or_else(|| unknown("Group", "default"))?.0
             }
         };
-        let pool = self
-            .cluster
-            .as_ref()
-            .map_or(0, |cluster| cluster.candidate_pool_size as usize);
-        let candidates = self
-            .nodes
-            .values()
-            .filter(|node| node.master_candidate)
-            .count();
+        let pool = self.cluster.as_ref().map_or(0, |cluster| cluster.candidate_pool_size as usize);
+        let candidates = self.nodes.values().filter(|node| node.master_candidate).count();
         self.last_node += 1;
         let id = NodeId(self.last_node);
         self.nodes.insert(
@@ -91,11 +77,7 @@ impl State {
         expires: Timestamp,
     ) -> Result<Applied, Rejection> {
         self.check_new_node(node)?;
-        let token = crate::cluster::JoinToken {
-            secret_sha256: secret_sha256.to_owned(),
-            node: node.clone(),
-            expires,
-        };
+        let token = crate::cluster::JoinToken { secret_sha256: secret_sha256.to_owned(), node: node.clone(), expires };
         self.tokens.insert(id, token);
         Ok(Applied::Done)
     }
@@ -113,9 +95,7 @@ impl State {
             ));
         };
         if at > permission.expires {
-            return Err(Rejection::Invalid(
-                "the join token has expired; run 'gnt-node add' again".into(),
-            ));
+            return Err(Rejection::Invalid("the join token has expired; run 'gnt-node add' again".into()));
         }
         let id = self.insert_node(&permission.node, at)?;
         self.tokens.remove(&token);
@@ -123,12 +103,7 @@ impl State {
         Ok(Applied::Node(id))
     }
 
-    pub(super) fn modify_node(
-        &mut self,
-        id: NodeId,
-        change: &NodeChange,
-        at: Timestamp,
-    ) -> Result<Applied, Rejection> {
+    pub(super) fn modify_node(&mut self, id: NodeId, change: &NodeChange, at: Timestamp) -> Result<Applied, Rejection> {
         let is_master = self.office.is_some_and(|office| office.node == id);
         let Some(node) = self.nodes.get(&id) else {
             return Err(unknown("Node", id));
@@ -166,15 +141,10 @@ impl State {
             )));
         }
         if is_master && !next.may_be_master() {
-            return Err(Rejection::State(
-                "The master role can be changed only via master-failover".into(),
-            ));
+            return Err(Rejection::State("The master role can be changed only via master-failover".into()));
         }
         if !next.vm_capable
-            && let Some(instance) = self
-                .instances
-                .values()
-                .find(|instance| instance.primary == id)
+            && let Some(instance) = self.instances.values().find(|instance| instance.primary == id)
         {
             return Err(Rejection::State(format!(
                 "Node {} hosts instances ('{}' for one), cannot unset 'vm_capable'",
@@ -191,14 +161,10 @@ impl State {
             return Err(unknown("Node", id));
         };
         if self.office.is_some_and(|office| office.node == id) {
-            return Err(Rejection::Invalid(
-                "Node is the master node, failover to another node is required".into(),
-            ));
+            return Err(Rejection::Invalid("Node is the master node, failover to another node is required".into()));
         }
-        if let Some(instance) = self
-            .instances
-            .values()
-            .find(|instance| instance.primary == id || instance.secondaries.contains(&id))
+        if let Some(instance) =
+            self.instances.values().find(|instance| instance.primary == id || instance.secondaries.contains(&id))
         {
             return Err(Rejection::Invalid(format!(
                 "Instance {} is still on node {}, please remove or move it first",
@@ -235,10 +201,7 @@ impl State {
         self.last_life += 1;
         node.life = Life(self.last_life);
         node.boot = boot.to_owned();
-        let owner = NodeLife {
-            node: id,
-            life: node.life,
-        };
+        let owner = NodeLife { node: id, life: node.life };
         for instance in self.instances.values_mut() {
             let was_owner = instance.owner.is_some_and(|old| old.node == id);
             if was_owner && instance.run.is_some_and(|run| runs.contains(&run)) {
@@ -250,8 +213,6 @@ impl State {
 
     /// Whether an owner is one in name only: its life has ended, or its node is gone.
     pub(super) fn is_void(&self, owner: NodeLife) -> bool {
-        self.nodes
-            .get(&owner.node)
-            .is_none_or(|node| node.life != owner.life)
+        self.nodes.get(&owner.node).is_none_or(|node| node.life != owner.life)
     }
 }

@@ -70,41 +70,18 @@ pub fn cluster_of(nodes: &str) -> State {
         node: new_node(1),
     };
     run(&mut state, vec![init]).unwrap();
-    run(
-        &mut state,
-        vec![Command::TakeOffice {
-            node: NodeId(1),
-            term: 1,
-        }],
-    )
-    .unwrap();
+    run(&mut state, vec![Command::TakeOffice { node: NodeId(1), term: 1 }]).unwrap();
     for (index, kind) in nodes.chars().enumerate().skip(1) {
         let mut node = new_node(index as u8 + 1);
         node.master_capable = kind != 'w';
         node.vm_capable = kind != 'w';
         let token = Uuid::from_u128(0x1000 + index as u128);
-        let add = Command::AddToken {
-            id: token,
-            secret_sha256: String::new(),
-            node,
-            expires: Timestamp(u64::MAX),
-        };
-        run(
-            &mut state,
-            vec![
-                add,
-                Command::AddNode { token },
-                Command::DropToken { id: token },
-            ],
-        )
-        .unwrap();
+        let add = Command::AddToken { id: token, secret_sha256: String::new(), node, expires: Timestamp(u64::MAX) };
+        run(&mut state, vec![add, Command::AddNode { token }, Command::DropToken { id: token }]).unwrap();
     }
     for (index, _) in nodes.chars().enumerate().filter(|(_, kind)| *kind == 'r') {
         let node = NodeId(index as u64 + 1);
-        let change = NodeChange {
-            master_candidate: Some(false),
-            ..NodeChange::default()
-        };
+        let change = NodeChange { master_candidate: Some(false), ..NodeChange::default() };
         run(&mut state, vec![Command::ModifyNode { node, change }]).unwrap();
     }
     state
