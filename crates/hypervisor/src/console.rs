@@ -32,21 +32,13 @@ impl Drop for ConsoleStream {
 }
 
 impl AsyncRead for ConsoleStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for ConsoleStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -77,10 +69,8 @@ impl Hub {
     /// A hub, and what people type into it.
     pub fn new(backlog: &[u8]) -> (Arc<Hub>, mpsc::Receiver<Vec<u8>>) {
         let (input, typed) = mpsc::channel(16);
-        let output = Mutex::new(Output {
-            backlog: backlog.iter().copied().collect(),
-            readers: Some(broadcast::channel(LAG).0),
-        });
+        let output =
+            Mutex::new(Output { backlog: backlog.iter().copied().collect(), readers: Some(broadcast::channel(LAG).0) });
         (Arc::new(Hub { output, input }), typed)
     }
 
@@ -112,16 +102,10 @@ impl Hub {
         let (backlog, live) = {
             let output = self.output();
             let backlog = output.backlog.iter().copied().collect();
-            (
-                backlog,
-                output.readers.as_ref().map(broadcast::Sender::subscribe),
-            )
+            (backlog, output.readers.as_ref().map(broadcast::Sender::subscribe))
         };
         let pump = tokio::spawn(pump(far, backlog, live, self.input.clone()));
-        ConsoleStream {
-            io: near,
-            pump: pump.abort_handle(),
-        }
+        ConsoleStream { io: near, pump: pump.abort_handle() }
     }
 }
 

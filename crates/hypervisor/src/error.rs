@@ -108,9 +108,5 @@ impl Error {
 
 /// A log's last lines, set off from the sentence before.
 fn quoted(log: &str) -> String {
-    if log.is_empty() {
-        String::new()
-    } else {
-        format!("; its log ends with:\n{log}")
-    }
+    if log.is_empty() { String::new() } else { format!("; its log ends with:\n{log}") }
 }

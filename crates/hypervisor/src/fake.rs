@@ -54,28 +54,19 @@ struct Guest {
 impl Guest {
     fn new(running: Running) -> Guest {
         let (console, typed) = Hub::new(b"");
-        Guest {
-            running,
-            console,
-            typed,
-        }
+        Guest { running, console, typed }
     }
 
     fn say(&mut self, what: &str) {
         while self.typed.try_recv().is_ok() {}
-        self.console
-            .publish(format!("{}: {what}\r\n", self.running.instance).as_bytes());
+        self.console.publish(format!("{}: {what}\r\n", self.running.instance).as_bytes());
     }
 }
 
 impl Fake {
     /// A driver that knows of no runs yet: see [`adopt`](Hypervisor::adopt).
     pub fn new(config: FakeConfig) -> Fake {
-        Fake {
-            config,
-            guests: Mutex::default(),
-            events: broadcast::channel(1024).0,
-        }
+        Fake { config, guests: Mutex::default(), events: broadcast::channel(1024).0 }
     }
 
     /// Ends a run as a crash would, for tests of those who must notice.
@@ -83,12 +74,7 @@ impl Fake {
     /// # Errors
     /// [`Error::NoSuchRun`], or that the run's file can't be removed.
     pub fn crash(&self, run: &str) -> Result<()> {
-        self.end(
-            run,
-            StopReason::Crashed {
-                how: "as the test wanted".into(),
-            },
-        )
+        self.end(run, StopReason::Crashed { how: "as the test wanted".into() })
     }
 
     fn guests(&self) -> MutexGuard<'_, BTreeMap<String, Guest>> {
@@ -111,25 +97,16 @@ impl Fake {
 
     fn announce(&self, running: &Running, kind: EventKind) {
         // Nobody listening is no error.
-        let _ = self.events.send(Event {
-            instance: running.instance.clone(),
-            run: running.run.clone(),
-            kind,
-        });
+        let _ = self.events.send(Event { instance: running.instance.clone(), run: running.run.clone(), kind });
     }
 
     fn change(&self, run: &str, state: LiveState, kind: EventKind) -> Result<()> {
         let mut guests = self.guests();
-        let guest = guests
-            .get_mut(run)
-            .ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
+        let guest = guests.get_mut(run).ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
         if guest.running.state == state {
             return Ok(());
         }
-        let running = Running {
-            state,
-            ..guest.running.clone()
-        };
+        let running = Running { state, ..guest.running.clone() };
         self.write(&running)?;
         guest.running = running;
         guest.say(&state.to_string());
@@ -164,14 +141,8 @@ impl Hypervisor for Fake {
         if let Some(guest) = guests.get(&spec.run) {
             return Ok(guest.running.clone());
         }
-        if let Some(guest) = guests
-            .values()
-            .find(|guest| guest.running.instance == spec.instance)
-        {
-            return Err(Error::AlreadyRunning {
-                instance: spec.instance.clone(),
-                run: guest.running.run.clone(),
-            });
+        if let Some(guest) = guests.values().find(|guest| guest.running.instance == spec.instance) {
+            return Err(Error::AlreadyRunning { instance: spec.instance.clone(), run: guest.running.run.clone() });
         }
         let running = Running {
             instance: spec.instance.clone(),
@@ -210,9 +181,7 @@ impl Hypervisor for Fake {
 
     async fn reset(&self, run: &str) -> Result<()> {
         let mut guests = self.guests();
-        let guest = guests
-            .get_mut(run)
-            .ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
+        let guest = guests.get_mut(run).ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
         guest.say("reset");
         self.announce(&guest.running, EventKind::Reset { by_guest: false });
         Ok(())
@@ -226,17 +195,12 @@ impl Hypervisor for Fake {
     }
 
     async fn list(&self) -> Vec<Running> {
-        self.guests()
-            .values()
-            .map(|guest| guest.running.clone())
-            .collect()
+        self.guests().values().map(|guest| guest.running.clone()).collect()
     }
 
     async fn console(&self, run: &str) -> Result<ConsoleStream> {
         let guests = self.guests();
-        let guest = guests
-            .get(run)
-            .ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
+        let guest = guests.get(run).ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
         Ok(guest.console.attach())
     }
 
@@ -245,11 +209,7 @@ impl Hypervisor for Fake {
     }
 
     async fn node_info(&self) -> Result<NodeInfo> {
-        let guests: u64 = self
-            .guests()
-            .values()
-            .map(|guest| guest.running.memory_mib)
-            .sum();
+        let guests: u64 = self.guests().values().map(|guest| guest.running.memory_mib).sum();
         let used = self.config.memory_used_by_node_mib;
         Ok(NodeInfo {
             memory_total_mib: self.config.memory_mib,
@@ -258,10 +218,7 @@ impl Hypervisor for Fake {
             cpus: self.config.cpus,
             cpu_nodes: 1,
             cpu_sockets: 1,
-            accelerator: Accelerator {
-                kind: AcceleratorKind::Tcg,
-                why: "a fake guest runs no code".into(),
-            },
+            accelerator: Accelerator { kind: AcceleratorKind::Tcg, why: "a fake guest runs no code".into() },
         })
     }
 
@@ -278,17 +235,14 @@ impl Hypervisor for Fake {
     async fn adopt(&self) -> Result<Adopted> {
         let dir = &self.config.run_dir;
         let mut adopted = Adopted::default();
-        for path in
-            run_files(dir).map_err(Error::io(format!("list the runs in {}", dir.display())))?
-        {
+        for path in run_files(dir).map_err(Error::io(format!("list the runs in {}", dir.display())))? {
             let text = fs::read_to_string(&path);
             let running: Running = text
                 .and_then(|text| Ok(serde_json::from_str(&text)?))
                 .map_err(Error::io(format!("read {}", path.display())))?;
             self.announce(&running, EventKind::Started);
             adopted.running.push(running.clone());
-            self.guests()
-                .insert(running.run.clone(), Guest::new(running));
+            self.guests().insert(running.run.clone(), Guest::new(running));
         }
         Ok(adopted)
     }
@@ -303,10 +257,7 @@ fn run_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "json")
-        {
+        if path.extension().is_some_and(|extension| extension == "json") {
             files.push(path);
         }
     }
@@ -321,12 +272,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     fn config(dir: &tempfile::TempDir) -> FakeConfig {
-        FakeConfig {
-            run_dir: dir.path().join("fake"),
-            memory_mib: 1024,
-            memory_used_by_node_mib: 100,
-            cpus: 2,
-        }
+        FakeConfig { run_dir: dir.path().join("fake"), memory_mib: 1024, memory_used_by_node_mib: 100, cpus: 2 }
     }
 
     fn spec(instance: &str, run: &str) -> MachineSpec {
@@ -338,51 +284,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fake: Box<dyn Hypervisor> = Box::new(Fake::new(config(&dir)));
         let mut events = fake.events();
-        assert_eq!(
-            fake.start(&spec("vm1", "r1")).await.unwrap().state,
-            LiveState::Paused
-        );
-        assert!(matches!(
-            fake.start(&spec("vm1", "r2")).await,
-            Err(Error::AlreadyRunning { .. })
-        ));
+        assert_eq!(fake.start(&spec("vm1", "r1")).await.unwrap().state, LiveState::Paused);
+        assert!(matches!(fake.start(&spec("vm1", "r2")).await, Err(Error::AlreadyRunning { .. })));
         let mut console = fake.console("r1").await.unwrap();
         fake.resume("r1").await.unwrap();
         fake.resume("r1").await.unwrap();
         assert_eq!(fake.list().await[0].state, LiveState::Running);
         assert_eq!(fake.node_info().await.unwrap().memory_free_mib, 796);
         fake.pause("r1").await.unwrap();
-        assert_eq!(
-            fake.shutdown("r1", Duration::ZERO).await.unwrap(),
-            Shutdown::TimedOut
-        );
+        assert_eq!(fake.shutdown("r1", Duration::ZERO).await.unwrap(), Shutdown::TimedOut);
         fake.resume("r1").await.unwrap();
-        assert_eq!(
-            fake.shutdown("r1", Duration::ZERO).await.unwrap(),
-            Shutdown::Clean
-        );
+        assert_eq!(fake.shutdown("r1", Duration::ZERO).await.unwrap(), Shutdown::Clean);
         let mut kinds = Vec::new();
         while let Ok(event) = events.try_recv() {
             kinds.push(event.kind);
         }
         use EventKind::{Paused, Resumed, Started, Stopped};
-        assert_eq!(
-            kinds,
-            [
-                Started,
-                Resumed,
-                Paused,
-                Resumed,
-                Stopped(StopReason::GuestShutdown)
-            ]
-        );
+        assert_eq!(kinds, [Started, Resumed, Paused, Resumed, Stopped(StopReason::GuestShutdown)]);
         let mut said = String::new();
         console.read_to_string(&mut said).await.unwrap();
         assert_eq!(said, "vm1: running\r\nvm1: paused\r\nvm1: running\r\n");
-        assert!(matches!(
-            fake.resume("r1").await,
-            Err(Error::NoSuchRun { .. })
-        ));
+        assert!(matches!(fake.resume("r1").await, Err(Error::NoSuchRun { .. })));
         fake.destroy("r1").await.unwrap();
     }
 
@@ -391,10 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Fake::new(config(&dir));
         for n in 0..100 {
-            first
-                .start(&spec(&format!("vm{n}"), &format!("r{n}")))
-                .await
-                .unwrap();
+            first.start(&spec(&format!("vm{n}"), &format!("r{n}"))).await.unwrap();
         }
         first.resume("r7").await.unwrap();
         let before = first.list().await;
@@ -405,10 +324,7 @@ mod tests {
         let mut events = second.events();
         second.crash("r7").unwrap();
         let kind = events.recv().await.unwrap().kind;
-        assert!(matches!(
-            kind,
-            EventKind::Stopped(StopReason::Crashed { .. })
-        ));
+        assert!(matches!(kind, EventKind::Stopped(StopReason::Crashed { .. })));
         assert_eq!(second.list().await.len(), 99);
     }
 }

@@ -16,15 +16,12 @@ pub(crate) struct Host {
 
 /// Reads `/proc` and `/sys`.
 pub(crate) fn read() -> Result<Host> {
-    let read =
-        |path: &str| std::fs::read_to_string(path).map_err(Error::io(format!("read {path}")));
+    let read = |path: &str| std::fs::read_to_string(path).map_err(Error::io(format!("read {path}")));
     let meminfo = read("/proc/meminfo")?;
     let cpuinfo = read("/proc/cpuinfo")?;
     let numa = std::fs::read_dir("/sys/devices/system/node").map_or(0, |entries| {
         let names = entries.flatten().map(|entry| entry.file_name());
-        names
-            .filter(|name| is_numa_node(&name.to_string_lossy()))
-            .count()
+        names.filter(|name| is_numa_node(&name.to_string_lossy())).count()
     });
     let (cpus, cpu_sockets) = count_cpus(&cpuinfo);
     Ok(Host {
@@ -51,8 +48,7 @@ fn field_mib(text: &str, name: &str) -> u64 {
 }
 
 fn is_numa_node(name: &str) -> bool {
-    name.strip_prefix("node")
-        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    name.strip_prefix("node").is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Logical CPUs and sockets. Virtual machines often tell no socket: then it is one.

@@ -27,14 +27,11 @@ pub use console::ConsoleStream;
 pub use error::{Error, Result};
 pub use fake::{Fake, FakeConfig};
 pub use machine::{
-    Aio, Boot, DiskSource, DiskSpec, MAX_DISKS, MAX_NICS, MachineSpec, NicModel, NicSpec,
-    RebootBehavior,
+    Aio, Boot, DiskSource, DiskSpec, MAX_DISKS, MAX_NICS, MachineSpec, NicModel, NicSpec, RebootBehavior,
 };
 pub use process::{Pidfd, ProcessId};
 pub use qemu::{Qemu, QemuConfig, QmpError};
-pub use state::{
-    Adopted, Event, EventKind, Gone, LiveState, NodeInfo, Running, Shutdown, StopReason,
-};
+pub use state::{Adopted, Event, EventKind, Gone, LiveState, NodeInfo, Running, Shutdown, StopReason};
 
 /// A way to run virtual machines on this node.
 ///

@@ -175,12 +175,7 @@ impl MachineSpec {
 
     /// Refuses what no hypervisor could run, or what would mean something else in a path or in an option.
     pub(crate) fn check(&self) -> Result<()> {
-        self.problem().map_or(Ok(()), |problem| {
-            Err(Error::BadSpec {
-                instance: self.instance.clone(),
-                problem,
-            })
-        })
+        self.problem().map_or(Ok(()), |problem| Err(Error::BadSpec { instance: self.instance.clone(), problem }))
     }
 
     fn problem(&self) -> Option<String> {
@@ -216,10 +211,7 @@ impl MachineSpec {
         if let Some(nic) = self.nics.iter().find(|nic| !is_mac(&nic.mac)) {
             return Some(format!("{:?} is not a hardware address", nic.mac));
         }
-        for word in [&self.uuid, &self.cpu_type, &self.machine]
-            .into_iter()
-            .flatten()
-        {
+        for word in [&self.uuid, &self.cpu_type, &self.machine].into_iter().flatten() {
             // Features follow a CPU model after commas, so commas are part of this alphabet.
             let known = |c: char| c.is_ascii_alphanumeric() || "-_.,+=".contains(c);
             if word.is_empty() || !word.chars().all(known) {
@@ -238,18 +230,12 @@ impl MachineSpec {
 /// Whether it can be a directory's name and an option's value with no second meaning.
 pub(crate) fn is_name(name: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    !name.is_empty()
-        && name.len() <= 255
-        && !name.starts_with(['.', '-'])
-        && name.chars().all(known)
+    !name.is_empty() && name.len() <= 255 && !name.starts_with(['.', '-']) && name.chars().all(known)
 }
 
 fn is_mac(mac: &str) -> bool {
     let octets: Vec<&str> = mac.split(':').collect();
-    octets.len() == 6
-        && octets
-            .iter()
-            .all(|octet| octet.len() == 2 && octet.chars().all(|c| c.is_ascii_hexdigit()))
+    octets.len() == 6 && octets.iter().all(|octet| octet.len() == 2 && octet.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -270,51 +256,16 @@ mod tests {
     fn a_machine_must_make_sense() {
         let good = MachineSpec::new("vm1", "r1", 128, 1, Boot::Disk { order: vec![] });
         assert!(good.check().is_ok());
-        let boots_from_nothing = Boot::Disk {
-            order: vec!["disk0".into()],
-        };
+        let boots_from_nothing = Boot::Disk { order: vec!["disk0".into()] };
         for (bad, says) in [
-            (
-                MachineSpec {
-                    memory_mib: 0,
-                    ..good.clone()
-                },
-                "no memory",
-            ),
-            (
-                MachineSpec {
-                    vcpus: 0,
-                    ..good.clone()
-                },
-                "no CPU",
-            ),
-            (
-                MachineSpec {
-                    run: "a/b".into(),
-                    ..good.clone()
-                },
-                "not a run id",
-            ),
-            (
-                MachineSpec {
-                    boot: boots_from_nothing,
-                    ..good.clone()
-                },
-                "to boot from disk0",
-            ),
-            (
-                MachineSpec {
-                    machine: Some("pc,x=\"".into()),
-                    ..good.clone()
-                },
-                "machine type",
-            ),
+            (MachineSpec { memory_mib: 0, ..good.clone() }, "no memory"),
+            (MachineSpec { vcpus: 0, ..good.clone() }, "no CPU"),
+            (MachineSpec { run: "a/b".into(), ..good.clone() }, "not a run id"),
+            (MachineSpec { boot: boots_from_nothing, ..good.clone() }, "to boot from disk0"),
+            (MachineSpec { machine: Some("pc,x=\"".into()), ..good.clone() }, "machine type"),
         ] {
             let message = bad.check().unwrap_err().to_string();
-            assert!(
-                message.contains(says) && message.contains("vm1"),
-                "{message}"
-            );
+            assert!(message.contains(says) && message.contains("vm1"), "{message}");
         }
     }
 }

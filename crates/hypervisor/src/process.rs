@@ -31,17 +31,13 @@ impl ProcessId {
     /// `NotFound` if there is none, or if it has ended and only waits to be reaped.
     pub fn of(pid: i32) -> io::Result<ProcessId> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (state, start_time) = parse_stat(&stat)
-            .ok_or_else(|| io::Error::other(format!("can't read /proc/{pid}/stat: {stat:?}")))?;
+        let (state, start_time) =
+            parse_stat(&stat).ok_or_else(|| io::Error::other(format!("can't read /proc/{pid}/stat: {stat:?}")))?;
         if state == 'Z' || state == 'X' {
             return Err(io::ErrorKind::NotFound.into());
         }
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        Ok(ProcessId {
-            pid,
-            start_time,
-            boot_id: boot_id.trim_end().to_owned(),
-        })
+        Ok(ProcessId { pid, start_time, boot_id: boot_id.trim_end().to_owned() })
     }
 
     /// A handle on this very process, or `None` if it is gone, whatever has its number now.
@@ -76,12 +72,7 @@ impl FromStr for ProcessId {
     type Err = io::Error;
 
     fn from_str(text: &str) -> io::Result<ProcessId> {
-        let bad = || {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{text:?} names no process"),
-            )
-        };
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} names no process"));
         let mut words = text.split_ascii_whitespace();
         let (Some(pid), Some(start_time), Some(boot_id), None) =
             (words.next(), words.next(), words.next(), words.next())
@@ -160,11 +151,7 @@ impl Pidfd {
 
     /// Takes the exit status of an ended process, if it is our child. Another's is told to its parent alone.
     pub(crate) fn reap(&self) -> Option<WaitStatus> {
-        waitid(
-            Id::PIDFd(self.0.get_ref().as_fd()),
-            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
-        )
-        .ok()
+        waitid(Id::PIDFd(self.0.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).ok()
     }
 }
 
@@ -183,10 +170,7 @@ mod tests {
     fn stat_is_read_also_when_the_name_is_hostile() {
         let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20";
         assert_eq!(parse_stat(&format!("42 (qemu) {rest}")), Some(('S', 777)));
-        assert_eq!(
-            parse_stat(&format!("42 (a) R 9 (b) {rest}")),
-            Some(('S', 777))
-        );
+        assert_eq!(parse_stat(&format!("42 (a) R 9 (b) {rest}")), Some(('S', 777)));
         assert_eq!(parse_stat("42 (qemu) S 1 2"), None);
     }
 
@@ -202,15 +186,9 @@ mod tests {
     async fn another_process_with_the_same_number_is_not_the_same() {
         let me = ProcessId::of(std::process::id() as i32).unwrap();
         assert!(me.open().unwrap().is_some());
-        let earlier = ProcessId {
-            start_time: me.start_time - 1,
-            ..me.clone()
-        };
+        let earlier = ProcessId { start_time: me.start_time - 1, ..me.clone() };
         assert!(earlier.open().unwrap().is_none());
-        let other_boot = ProcessId {
-            boot_id: "another".into(),
-            ..me
-        };
+        let other_boot = ProcessId { boot_id: "another".into(), ..me };
         assert!(other_boot.open().unwrap().is_none());
     }
 
@@ -223,10 +201,7 @@ mod tests {
         pidfd.signal(Signal::SIGKILL).unwrap();
         pidfd.exited().await.unwrap();
         assert!(id.open().unwrap().is_none(), "a zombie is gone");
-        assert!(matches!(
-            pidfd.reap(),
-            Some(WaitStatus::Signaled(_, Signal::SIGKILL, _))
-        ));
+        assert!(matches!(pidfd.reap(), Some(WaitStatus::Signaled(_, Signal::SIGKILL, _))));
         assert!(pidfd.reap().is_none());
         pidfd.signal(Signal::SIGKILL).unwrap();
     }

@@ -2,14 +2,19 @@
 //!
 //! Needs root, for QEMU is to run as somebody else, and a QEMU.
 
+#![allow(unsafe_code)] // The ioctl that makes a tap.
+
 use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::{
-    Aio, Boot, ConsoleStream, DiskSource, DiskSpec, Event, EventKind, Hypervisor, LiveState,
-    MachineSpec, Qemu, QemuConfig, RebootBehavior, Running, Shutdown, StopReason,
+    Aio, Boot, ConsoleStream, DiskSource, DiskSpec, Event, EventKind, Hypervisor, LiveState, MachineSpec, NicModel,
+    NicSpec, Qemu, QemuConfig, RebootBehavior, Running, Shutdown, StopReason,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -40,28 +45,15 @@ struct Lab {
 
 impl Lab {
     fn new() -> Lab {
-        assert!(
-            nix::unistd::geteuid().is_root(),
-            "the tests with a real QEMU need root"
-        );
-        let lab = Lab {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        assert!(
-            lab.config().binary.exists(),
-            "the tests with a real QEMU need the package qemu-system-x86"
-        );
+        assert!(nix::unistd::geteuid().is_root(), "the tests with a real QEMU need root");
+        let lab = Lab { dir: tempfile::tempdir().unwrap() };
+        assert!(lab.config().binary.exists(), "the tests with a real QEMU need the package qemu-system-x86");
         let disk = lab.disk();
         let mut sector = BOOT_SECTOR.to_vec();
         sector.resize(510, 0);
         sector.extend([0x55, 0xaa]);
         fs::write(&disk, sector).unwrap();
-        File::options()
-            .write(true)
-            .open(&disk)
-            .unwrap()
-            .set_len(1 << 20)
-            .unwrap();
+        File::options().write(true).open(&disk).unwrap().set_len(1 << 20).unwrap();
         // QEMU gets it as a descriptor: its user has no right to the path.
         fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)).unwrap();
         lab
@@ -82,27 +74,11 @@ impl Lab {
     }
 
     fn spec(&self) -> MachineSpec {
-        let source = DiskSource::File {
-            path: self.disk(),
-            direct: true,
-            aio: Aio::Threads,
-        };
-        let disk = DiskSpec {
-            id: "disk0".into(),
-            source,
-            read_only: false,
-        };
+        let source = DiskSource::File { path: self.disk(), direct: true, aio: Aio::Threads };
+        let disk = DiskSpec { id: "disk0".into(), source, read_only: false };
         MachineSpec {
             disks: vec![disk],
-            ..MachineSpec::new(
-                "vm1",
-                "run-1",
-                32,
-                1,
-                Boot::Disk {
-                    order: vec!["disk0".into()],
-                },
-            )
+            ..MachineSpec::new("vm1", "run-1", 32, 1, Boot::Disk { order: vec!["disk0".into()] })
         }
     }
 }
@@ -116,12 +92,7 @@ impl Drop for Lab {
             let Ok(pid) = fs::read_to_string(run.path().join("pid")) else {
                 continue;
             };
-            let pid: i32 = pid
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .parse()
-                .unwrap_or(0);
+            let pid: i32 = pid.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             if String::from_utf8_lossy(&line).contains("guest=vm1") {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -146,29 +117,21 @@ struct Counter {
 impl Counter {
     async fn attach(driver: &Qemu, run: &str) -> Counter {
         let console = driver.console(run).await.unwrap();
-        Counter {
-            console,
-            text: String::new(),
-        }
+        Counter { console, text: String::new() }
     }
 
     /// The next number that comes, or `None` at the console's end.
     async fn next(&mut self) -> Option<u32> {
         loop {
             while let Some((line, rest)) = self.text.split_once('\n') {
-                let number = u32::from_str_radix(
-                    line.trim_start_matches(|c: char| !c.is_ascii_hexdigit()),
-                    16,
-                );
+                let number = u32::from_str_radix(line.trim_start_matches(|c: char| !c.is_ascii_hexdigit()), 16);
                 self.text = rest.to_owned();
                 if let Ok(number) = number {
                     return Some(number);
                 }
             }
             let mut bytes = [0; 256];
-            let n = soon("console output", self.console.read(&mut bytes))
-                .await
-                .unwrap();
+            let n = soon("console output", self.console.read(&mut bytes)).await.unwrap();
             if n == 0 {
                 return None;
             }
@@ -189,10 +152,7 @@ impl Counter {
 
 async fn next_event(events: &mut broadcast::Receiver<Event>) -> EventKind {
     let event = soon("an event", events.recv()).await.unwrap();
-    assert_eq!(
-        (event.instance.as_str(), event.run.as_str()),
-        ("vm1", "run-1")
-    );
+    assert_eq!((event.instance.as_str(), event.run.as_str()), ("vm1", "run-1"));
     event.kind
 }
 
@@ -216,9 +176,7 @@ fn exists(pid: i32) -> bool {
 /// A value of `/proc/PID/status`.
 fn status(pid: i32, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     line.unwrap().trim().to_owned()
 }
 
@@ -231,38 +189,18 @@ async fn a_guest_starts_paused_runs_pauses_and_is_destroyed() {
 
     let running = soon("the start", driver.start(&lab.spec())).await.unwrap();
     assert_eq!(next_event(&mut events).await, EventKind::Started);
-    assert_eq!(
-        (running.state, running.memory_mib, running.vcpus),
-        (LiveState::Paused, 32, 1)
-    );
-    assert!(
-        running.machine.starts_with("pc-i440fx-"),
-        "{}",
-        running.machine
-    );
+    assert_eq!((running.state, running.memory_mib, running.vcpus), (LiveState::Paused, 32, 1));
+    assert!(running.machine.starts_with("pc-i440fx-"), "{}", running.machine);
     let again = driver.start(&lab.spec()).await.unwrap();
     assert_eq!(again, running, "a second start of the same run finds it");
-    let other = driver
-        .start(&MachineSpec {
-            run: "run-2".into(),
-            ..lab.spec()
-        })
-        .await
-        .unwrap_err();
+    let other = driver.start(&MachineSpec { run: "run-2".into(), ..lab.spec() }).await.unwrap_err();
     assert!(other.to_string().contains("vm1 already runs"), "{other}");
 
-    let (mut one, mut two) = (
-        Counter::attach(&driver, "run-1").await,
-        Counter::attach(&driver, "run-1").await,
-    );
+    let (mut one, mut two) = (Counter::attach(&driver, "run-1").await, Counter::attach(&driver, "run-1").await);
     driver.resume("run-1").await.unwrap();
     assert_eq!(next_event(&mut events).await, EventKind::Resumed);
     assert_eq!(driver.list().await[0].state, LiveState::Running);
-    assert_eq!(
-        one.next().await,
-        Some(0),
-        "nothing ran before it was resumed"
-    );
+    assert_eq!(one.next().await, Some(0), "nothing ran before it was resumed");
     assert_eq!(two.next().await, Some(0), "both consoles see all of it");
     one.passes(5).await;
     two.passes(5).await;
@@ -280,18 +218,11 @@ async fn a_guest_starts_paused_runs_pauses_and_is_destroyed() {
     assert_eq!(next_event(&mut events).await, EventKind::Resumed);
 
     let mut late = Counter::attach(&driver, "run-1").await;
-    assert_eq!(
-        late.next().await,
-        Some(0),
-        "who comes late sees what was before"
-    );
+    assert_eq!(late.next().await, Some(0), "who comes late sees what was before");
     late.passes(20).await;
 
     driver.destroy("run-1").await.unwrap();
-    assert!(
-        !exists(pid(&running)),
-        "the process is gone when destroy returns"
-    );
+    assert!(!exists(pid(&running)), "the process is gone when destroy returns");
     assert_eq!(stop_reason(&mut events).await, StopReason::Killed);
     assert!(driver.list().await.is_empty());
     assert!(!lab.config().run_dir.join("run-1").exists());
@@ -305,11 +236,7 @@ async fn qemu_is_unprivileged_and_sandboxed_and_has_only_its_own_descriptors() {
     let lab = Lab::new();
     // One that a library might have left open for every child.
     let leaked = File::open("/etc/passwd").unwrap();
-    nix::fcntl::fcntl(
-        &leaked,
-        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
-    )
-    .unwrap();
+    nix::fcntl::fcntl(&leaked, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
     let driver = Qemu::new(lab.config());
     let running = soon("the start", driver.start(&lab.spec())).await.unwrap();
     let pid = pid(&running);
@@ -340,18 +267,12 @@ async fn a_guest_outlives_its_daemon_and_is_adopted() {
     let mut events = second.events();
     let adopted = soon("adoption", second.adopt()).await.unwrap();
     assert!(adopted.gone.is_empty());
-    let want = Running {
-        state: LiveState::Running,
-        ..running.clone()
-    };
+    let want = Running { state: LiveState::Running, ..running.clone() };
     assert_eq!(adopted.running, [want]);
     assert_eq!(second.list().await, adopted.running);
     assert_eq!(next_event(&mut events).await, EventKind::Started);
     let mut counter = Counter::attach(&second, "run-1").await;
-    assert!(
-        counter.next().await.unwrap() <= seen,
-        "the console remembers what was before"
-    );
+    assert!(counter.next().await.unwrap() <= seen, "the console remembers what was before");
     counter.passes(seen + 5).await;
     // It can be commanded, and typed to.
     second.pause("run-1").await.unwrap();
@@ -395,19 +316,9 @@ async fn what_ended_unwatched_is_reported_gone_and_cleared_away() {
     // A run whose process number now is another's.
     let stale = lab.config().run_dir.join("run-0");
     fs::create_dir(&stale).unwrap();
-    let record = fs::read_to_string(dir.join("spec.json"))
-        .unwrap()
-        .replace("run-1", "run-0");
+    let record = fs::read_to_string(dir.join("spec.json")).unwrap().replace("run-1", "run-0");
     fs::write(stale.join("spec.json"), record).unwrap();
-    fs::write(
-        stale.join("pid"),
-        format!(
-            "{} 1 {}\n",
-            std::process::id(),
-            running.process.unwrap().boot_id
-        ),
-    )
-    .unwrap();
+    fs::write(stale.join("pid"), format!("{} 1 {}\n", std::process::id(), running.process.unwrap().boot_id)).unwrap();
 
     let second = Qemu::new(lab.config());
     let adopted = soon("adoption", second.adopt()).await.unwrap();
@@ -415,9 +326,7 @@ async fn what_ended_unwatched_is_reported_gone_and_cleared_away() {
     let gone: Vec<_> = adopted.gone.iter().map(|gone| gone.run.as_str()).collect();
     assert_eq!(gone, ["run-0", "run-1"]);
     assert!(!stale.exists() && !dir.exists());
-    soon("the cut-off QEMU's end", pidfd.exited())
-        .await
-        .unwrap();
+    soon("the cut-off QEMU's end", pidfd.exited()).await.unwrap();
     assert_eq!(second.verify().await, Vec::<String>::new());
 }
 
@@ -430,10 +339,7 @@ async fn a_corrupt_record_is_named_and_stops_nobody_else() {
     let driver = Qemu::new(lab.config());
     assert!(driver.adopt().await.unwrap().running.is_empty());
     let problems = driver.verify().await;
-    assert!(
-        problems.len() == 1 && problems[0].contains("run-9"),
-        "{problems:?}"
-    );
+    assert!(problems.len() == 1 && problems[0].contains("run-9"), "{problems:?}");
     soon("the start", driver.start(&lab.spec())).await.unwrap();
     driver.destroy("run-1").await.unwrap();
 }
@@ -446,18 +352,10 @@ async fn a_crash_is_an_event() {
     let running = soon("the start", driver.start(&lab.spec())).await.unwrap();
     kill(Pid::from_raw(pid(&running)), Signal::SIGKILL).unwrap();
     let reason = stop_reason(&mut events).await;
-    assert_eq!(
-        reason,
-        StopReason::Crashed {
-            how: "QEMU died of SIGKILL".into()
-        }
-    );
+    assert_eq!(reason, StopReason::Crashed { how: "QEMU died of SIGKILL".into() });
     assert!(driver.list().await.is_empty());
     // The instance can be started again, under a new run.
-    let second = MachineSpec {
-        run: "run-2".into(),
-        ..lab.spec()
-    };
+    let second = MachineSpec { run: "run-2".into(), ..lab.spec() };
     soon("the start", driver.start(&second)).await.unwrap();
     driver.destroy("run-2").await.unwrap();
 }
@@ -468,17 +366,11 @@ async fn the_power_button_shuts_down_who_listens_and_times_out_on_others() {
     let driver = Qemu::new(lab.config());
     let mut events = driver.events();
     soon("the start", driver.start(&lab.spec())).await.unwrap();
-    let deaf = driver
-        .shutdown("run-1", Duration::from_millis(50))
-        .await
-        .unwrap();
+    let deaf = driver.shutdown("run-1", Duration::from_millis(50)).await.unwrap();
     assert_eq!(deaf, Shutdown::TimedOut, "a paused guest can't react");
     driver.resume("run-1").await.unwrap();
     Counter::attach(&driver, "run-1").await.passes(0).await;
-    assert_eq!(
-        driver.shutdown("run-1", NEVER).await.unwrap(),
-        Shutdown::Clean
-    );
+    assert_eq!(driver.shutdown("run-1", NEVER).await.unwrap(), Shutdown::Clean);
     assert_eq!(stop_reason(&mut events).await, StopReason::GuestShutdown);
 }
 
@@ -506,15 +398,9 @@ async fn a_reboot_resets_or_ends_as_the_instance_says() {
     });
     let resets: Vec<bool> = resets.collect();
     // The firmware may add resets of its own to the guest's.
-    assert!(
-        resets.len() >= 2 && !resets[0] && resets[1..].iter().all(|by_guest| *by_guest),
-        "{kinds:?}"
-    );
+    assert!(resets.len() >= 2 && !resets[0] && resets[1..].iter().all(|by_guest| *by_guest), "{kinds:?}");
 
-    let exits = MachineSpec {
-        reboot: RebootBehavior::Exit,
-        ..lab.spec()
-    };
+    let exits = MachineSpec { reboot: RebootBehavior::Exit, ..lab.spec() };
     soon("the start", driver.start(&exits)).await.unwrap();
     driver.resume("run-1").await.unwrap();
     let mut counter = Counter::attach(&driver, "run-1").await;
@@ -527,46 +413,92 @@ async fn a_reboot_resets_or_ends_as_the_instance_says() {
 async fn a_failed_start_says_what_qemu_said_and_leaves_nothing() {
     let lab = Lab::new();
     let driver = Qemu::new(lab.config());
-    let spec = MachineSpec {
-        machine: Some("pc-of-tomorrow".into()),
-        ..lab.spec()
-    };
-    let message = soon("the refusal", driver.start(&spec))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("vm1 did not start") && message.contains("pc-of-tomorrow"),
-        "{message}"
-    );
+    let spec = MachineSpec { machine: Some("pc-of-tomorrow".into()), ..lab.spec() };
+    let message = soon("the refusal", driver.start(&spec)).await.unwrap_err().to_string();
+    assert!(message.contains("vm1 did not start") && message.contains("pc-of-tomorrow"), "{message}");
     assert!(!lab.config().run_dir.join("run-1").exists());
 
     let mut spec = lab.spec();
-    let none = DiskSource::File {
-        path: lab.dir.path().join("none"),
-        direct: true,
-        aio: Aio::Threads,
-    };
+    let none = DiskSource::File { path: lab.dir.path().join("none"), direct: true, aio: Aio::Threads };
     spec.disks[0].source = none;
-    let message = soon("the refusal", driver.start(&spec))
-        .await
-        .unwrap_err()
-        .to_string();
+    let message = soon("the refusal", driver.start(&spec)).await.unwrap_err().to_string();
     assert!(message.contains("open disk0 of instance vm1"), "{message}");
     assert!(!lab.config().run_dir.join("run-1").exists());
     assert!(driver.list().await.is_empty());
 
     let binary = PathBuf::from("/nonexistent/qemu-system-x86_64");
-    let driver = Qemu::new(QemuConfig {
-        binary,
-        ..lab.config()
-    });
+    let driver = Qemu::new(QemuConfig { binary, ..lab.config() });
     let message = driver.start(&lab.spec()).await.unwrap_err().to_string();
-    assert!(
-        message.contains("install the package qemu-system-x86"),
-        "{message}"
-    );
+    assert!(message.contains("install the package qemu-system-x86"), "{message}");
     assert!(driver.verify().await[0].contains("qemu-system-x86"));
+}
+
+/// A tap in a network namespace of its own, which goes with the last descriptor.
+fn tap() -> OwnedFd {
+    let open = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let tun = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: all zeros is a valid ifreq: no name, so the kernel chooses one.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        // SAFETY: TUNSETIFF takes an ifreq, and this one lives over the call.
+        let done = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+        assert_eq!(done, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
+        OwnedFd::from(tun)
+    };
+    // In a thread of its own, for a thread that has left its namespace can't be used for other tests.
+    std::thread::spawn(open).join().unwrap()
+}
+
+/// A server that is killed with the test.
+struct NbdServer(Child);
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_guest_boots_over_nbd_with_a_network_card_and_a_read_only_disk() {
+    let lab = Lab::new();
+    assert!(fs::exists("/usr/bin/qemu-nbd").unwrap(), "the test of disks over NBD needs the package qemu-utils");
+    // QEMU's user connects to the server itself.
+    fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let socket = lab.dir.path().join("nbd.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    // The socket is there before the server, which gets it the way systemd would give it.
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "exec env LISTEN_PID=$$ LISTEN_FDS=1 qemu-nbd -t -f raw -x run-1 \"$0\" 3<&0"])
+        .arg(lab.disk())
+        .stdin(OwnedFd::from(listener));
+    let _server = NbdServer(command.spawn().unwrap());
+    let nbd = DiskSource::Nbd { socket, export: "run-1".into(), reconnect_delay_s: 60 };
+    let second = lab.dir.path().join("disk1.raw");
+    File::create(&second).unwrap().set_len(1 << 20).unwrap();
+    let file = DiskSource::File { path: second, direct: false, aio: Aio::Threads };
+    let spec = MachineSpec {
+        disks: vec![
+            DiskSpec { id: "disk0".into(), source: nbd, read_only: false },
+            DiskSpec { id: "disk1".into(), source: file, read_only: true },
+        ],
+        nics: vec![NicSpec {
+            id: "nic0".into(),
+            mac: "aa:00:00:fa:3a:3f".into(),
+            tap: Arc::new(tap()),
+            model: NicModel::Virtio,
+        }],
+        uuid: Some("9f9c4b0e-3a55-4bd5-8a3c-0b0f7c2b4d11".into()),
+        ..lab.spec()
+    };
+    let driver = Qemu::new(lab.config());
+    soon("the start", driver.start(&spec)).await.unwrap();
+    driver.resume("run-1").await.unwrap();
+    Counter::attach(&driver, "run-1").await.passes(2).await;
+    driver.destroy("run-1").await.unwrap();
 }
 
 #[tokio::test]
@@ -577,9 +509,7 @@ async fn a_second_qmp_socket_is_free_for_others() {
     let path = lab.config().run_dir.join("run-1").join("qmp2.sock");
     let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
     let mut greeting = [0; 6];
-    soon("a greeting", stream.read_exact(&mut greeting))
-        .await
-        .unwrap();
+    soon("a greeting", stream.read_exact(&mut greeting)).await.unwrap();
     assert_eq!(&greeting, b"{\"QMP\"");
     driver.destroy("run-1").await.unwrap();
 }
@@ -592,8 +522,5 @@ async fn the_node_tells_what_it_has() {
     assert!(info.memory_total_mib > info.memory_free_mib && info.cpus > 0);
     assert!(!info.accelerator.why.is_empty());
     let version = driver.version().await.unwrap();
-    assert!(
-        version.starts_with(|c: char| c.is_ascii_digit()),
-        "{version}"
-    );
+    assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{version}");
 }

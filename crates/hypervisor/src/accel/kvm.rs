@@ -111,27 +111,10 @@ fn run() -> Result<f64, ProbeError> {
 fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), ProbeError> {
     let call = |name| move |error| ProbeError::Call(name, error);
     let mut sregs = vcpu.get_sregs().map_err(call("KVM_GET_SREGS"))?;
-    let flat = kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        present: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
+    let flat = kvm_segment { base: 0, limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..Default::default() };
     // Accessed, readable code of 64 bits; accessed, writable data.
-    sregs.cs = kvm_segment {
-        selector: 8,
-        type_: 11,
-        l: 1,
-        ..flat
-    };
-    let data = kvm_segment {
-        selector: 16,
-        type_: 3,
-        db: 1,
-        ..flat
-    };
+    sregs.cs = kvm_segment { selector: 8, type_: 11, l: 1, ..flat };
+    let data = kvm_segment { selector: 16, type_: 3, db: 1, ..flat };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.cr3 = PML4;
     sregs.cr4 = 1 << 5; // PAE
@@ -167,10 +150,7 @@ fn let_kick_through(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     }
     /// `_IOW(0xAE, 0x8b, struct kvm_signal_mask)`, whose size counts without the set.
     const KVM_SET_SIGNAL_MASK: libc::c_ulong = 0x4004_ae8b;
-    let mask = Mask {
-        len: 8,
-        set: !(1 << (KICK - 1)),
-    };
+    let mask = Mask { len: 8, set: !(1 << (KICK - 1)) };
     // SAFETY: the kernel reads the header and the eight bytes that it announces, all of which are there.
     let done = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_SIGNAL_MASK, &raw const mask) };
     if done < 0 {

@@ -59,10 +59,7 @@ pub fn detect() -> &'static Accelerator {
 /// Probes. Blocks for a few seconds at most, whatever the kernel does.
 pub fn probe() -> Accelerator {
     if !Path::new(kvm::DEVICE).exists() {
-        return Accelerator {
-            kind: AcceleratorKind::Tcg,
-            why: format!("there is no {}", kvm::DEVICE),
-        };
+        return Accelerator { kind: AcceleratorKind::Tcg, why: format!("there is no {}", kvm::DEVICE) };
     }
     let mut best = 0.0_f64;
     for _ in 0..ATTEMPTS {
@@ -88,18 +85,12 @@ fn judge(speed: f64) -> Accelerator {
     if speed > USABLE {
         Accelerator {
             kind: AcceleratorKind::Kvm,
-            why: format!(
-                "{} runs {millions:.0} million instructions a second",
-                kvm::DEVICE
-            ),
+            why: format!("{} runs {millions:.0} million instructions a second", kvm::DEVICE),
         }
     } else {
         Accelerator {
             kind: AcceleratorKind::Tcg,
-            why: format!(
-                "{} is there but runs {millions:.1} million instructions a second",
-                kvm::DEVICE
-            ),
+            why: format!("{} is there but runs {millions:.1} million instructions a second", kvm::DEVICE),
         }
     }
 }
@@ -112,10 +103,7 @@ mod tests {
     fn only_a_fast_kvm_is_chosen() {
         let slow = judge(1.31e6);
         assert_eq!(slow.kind, AcceleratorKind::Tcg);
-        assert_eq!(
-            slow.why,
-            "/dev/kvm is there but runs 1.3 million instructions a second"
-        );
+        assert_eq!(slow.why, "/dev/kvm is there but runs 1.3 million instructions a second");
         assert_eq!(judge(3e9).kind, AcceleratorKind::Kvm);
     }
 

@@ -48,14 +48,7 @@ struct Machine {
 /// Asks the program.
 pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
     let spawned = Command::new(binary)
-        .args([
-            "-machine",
-            "none",
-            "-accel",
-            "tcg",
-            "-nodefaults",
-            "-no-user-config",
-        ])
+        .args(["-machine", "none", "-accel", "tcg", "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-S", "-qmp", "stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -64,9 +57,7 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
         .spawn();
     let mut child = spawned.map_err(|source| spawn_error(binary, source))?;
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(Error::io("talk to QEMU")(
-            std::io::ErrorKind::BrokenPipe.into(),
-        ));
+        return Err(Error::io("talk to QEMU")(std::io::ErrorKind::BrokenPipe.into()));
     };
     let (qmp, _) = Qmp::open(tokio::io::join(stdout, stdin), "(none)", |_| {});
     let told = async {
@@ -75,10 +66,7 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
         qmp.execute("quit", Value::Null, PATIENCE).await?;
         Ok((version, machines))
     };
-    let (version, machines) = told.await.map_err(|source| Error::Capabilities {
-        binary: binary.to_owned(),
-        source,
-    })?;
+    let (version, machines) = told.await.map_err(|source| Error::Capabilities { binary: binary.to_owned(), source })?;
     // Reaps it; a QEMU that quits ends at once, and one that doesn't is killed when the handle is dropped.
     let _ = tokio::time::timeout(PATIENCE, child.wait()).await;
     understand(version, machines).map_err(|error| Error::Capabilities {
@@ -94,14 +82,8 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
 fn understand(version: Value, machines: Value) -> serde_json::Result<Capabilities> {
     let version: Version = serde_json::from_value(version)?;
     let machines: Vec<Machine> = serde_json::from_value(machines)?;
-    let pc = machines
-        .into_iter()
-        .find(|machine| machine.alias.as_deref() == Some("pc"));
-    let Numbers {
-        major,
-        minor,
-        micro,
-    } = version.qemu;
+    let pc = machines.into_iter().find(|machine| machine.alias.as_deref() == Some("pc"));
+    let Numbers { major, minor, micro } = version.qemu;
     let package = version.package;
     Ok(Capabilities {
         version: if package.is_empty() {
@@ -117,10 +99,7 @@ fn understand(version: Value, machines: Value) -> serde_json::Result<Capabilitie
 /// A program that can't be started: most often it isn't there.
 pub(super) fn spawn_error(binary: &Path, source: std::io::Error) -> Error {
     if source.kind() == std::io::ErrorKind::NotFound {
-        Error::MissingBinary {
-            binary: binary.to_owned(),
-            package: "qemu-system-x86",
-        }
+        Error::MissingBinary { binary: binary.to_owned(), package: "qemu-system-x86" }
     } else {
         Error::io(format!("start {}", binary.display()))(source)
     }
@@ -133,8 +112,7 @@ mod tests {
 
     #[test]
     fn the_versioned_machine_behind_pc_is_found() {
-        let version =
-            json!({"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "Debian 1:10.0.2"});
+        let version = json!({"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "Debian 1:10.0.2"});
         let machines = json!([
             {"name": "pc-i440fx-9.2", "cpu-max": 255},
             {"name": "pc-q35-10.0", "alias": "q35"},
@@ -147,13 +125,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_names_its_package() {
-        let error = ask(Path::new("/nonexistent/qemu-system-x86_64"))
-            .await
-            .unwrap_err();
+        let error = ask(Path::new("/nonexistent/qemu-system-x86_64")).await.unwrap_err();
         let message = error.to_string();
-        assert!(
-            message.contains("/nonexistent/qemu") && message.contains("qemu-system-x86"),
-            "{message}"
-        );
+        assert!(message.contains("/nonexistent/qemu") && message.contains("qemu-system-x86"), "{message}");
     }
 }

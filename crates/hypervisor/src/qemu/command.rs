@@ -8,9 +8,7 @@ use std::os::fd::RawFd;
 use serde_json::{Value, json};
 
 use crate::accel::AcceleratorKind;
-use crate::machine::{
-    Aio, Boot, DiskSource, DiskSpec, MachineSpec, NicModel, NicSpec, RebootBehavior,
-};
+use crate::machine::{Aio, Boot, DiskSource, DiskSpec, MachineSpec, NicModel, NicSpec, RebootBehavior};
 
 /// The first PCI slot of network interfaces; [`MAX_NICS`](crate::MAX_NICS) follow.
 const FIRST_NIC: usize = 0x03;
@@ -55,10 +53,7 @@ pub(super) fn arguments(spec: &MachineSpec, around: &Surroundings) -> Vec<String
     line.flag("-no-user-config");
     line.option("-display", "none");
     line.option("-msg", "timestamp=on");
-    line.option(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-    );
+    line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     line.option("-name", format!("guest={},debug-threads=on", spec.instance));
     if let Some(uuid) = &spec.uuid {
         line.option("-uuid", uuid);
@@ -72,22 +67,10 @@ pub(super) fn arguments(spec: &MachineSpec, around: &Surroundings) -> Vec<String
     monitors(&mut line, around);
     boot(&mut line, &spec.boot);
     for (index, (disk, backing)) in spec.disks.iter().zip(&around.disks).enumerate() {
-        add_disk(
-            &mut line,
-            disk,
-            *backing,
-            FIRST_DISK + index,
-            boot_index(&spec.boot, &disk.id),
-        );
+        add_disk(&mut line, disk, *backing, FIRST_DISK + index, boot_index(&spec.boot, &disk.id));
     }
     for (index, (nic, tap)) in spec.nics.iter().zip(&around.taps).enumerate() {
-        add_nic(
-            &mut line,
-            nic,
-            *tap,
-            FIRST_NIC + index,
-            boot_index(&spec.boot, &nic.id),
-        );
+        add_nic(&mut line, nic, *tap, FIRST_NIC + index, boot_index(&spec.boot, &nic.id));
     }
     line.0.extend(spec.extra_args.iter().cloned());
     line.0
@@ -109,10 +92,7 @@ impl Line {
 fn processor(line: &mut Line, spec: &MachineSpec, around: &Surroundings) {
     // A crash of QEMU must not write the guest's memory to the node's disk.
     let acpi = if spec.acpi { "" } else { ",acpi=off" };
-    line.option(
-        "-machine",
-        format!("{},usb=off,dump-guest-core=off{acpi}", around.machine),
-    );
+    line.option("-machine", format!("{},usb=off,dump-guest-core=off{acpi}", around.machine));
     let (accel, best_cpu) = match around.accelerator {
         AcceleratorKind::Kvm => ("kvm", "host"),
         AcceleratorKind::Tcg => ("tcg,thread=multi", "max"),
@@ -125,34 +105,21 @@ fn processor(line: &mut Line, spec: &MachineSpec, around: &Surroundings) {
 
 fn monitors(line: &mut Line, around: &Surroundings) {
     for (id, fd) in [("qmp", around.qmp), ("qmp2", around.qmp2)] {
-        line.option(
-            "-chardev",
-            format!("socket,id={id},fd={fd},server=on,wait=off"),
-        );
+        line.option("-chardev", format!("socket,id={id},fd={fd},server=on,wait=off"));
         line.option("-mon", format!("chardev={id},mode=control"));
     }
     if let Some((socket, log)) = around.serial {
-        line.option(
-            "-add-fd",
-            format!("set={CONSOLE_SET},fd={log},opaque=console-log"),
-        );
+        line.option("-add-fd", format!("set={CONSOLE_SET},fd={log},opaque=console-log"));
         line.option(
             "-chardev",
-            format!(
-                "socket,id=serial,fd={socket},server=on,wait=off,logfile=/dev/fdset/{CONSOLE_SET},logappend=on"
-            ),
+            format!("socket,id=serial,fd={socket},server=on,wait=off,logfile=/dev/fdset/{CONSOLE_SET},logappend=on"),
         );
         line.option("-serial", "chardev:serial");
     }
 }
 
 fn boot(line: &mut Line, boot: &Boot) {
-    let Boot::Kernel {
-        kernel,
-        initrd,
-        args,
-    } = boot
-    else {
+    let Boot::Kernel { kernel, initrd, args } = boot else {
         return;
     };
     line.option("-kernel", kernel.to_string_lossy());
@@ -175,28 +142,16 @@ fn add_disk(line: &mut Line, disk: &DiskSpec, backing: Backing, slot: usize, boo
     let (source, direct) = match (&disk.source, backing) {
         (DiskSource::File { direct, aio, .. }, Backing::File(fd) | Backing::Device(fd)) => {
             line.option("-add-fd", format!("set={slot},fd={fd},opaque={}", disk.id));
-            let driver = if matches!(backing, Backing::Device(_)) {
-                "host_device"
-            } else {
-                "file"
-            };
+            let driver = if matches!(backing, Backing::Device(_)) { "host_device" } else { "file" };
             let aio = match aio {
                 Aio::Threads => "threads",
                 Aio::Native => "native",
                 Aio::IoUring => "io_uring",
             };
-            let file =
-                json!({"driver": driver, "filename": format!("/dev/fdset/{slot}"), "aio": aio});
+            let file = json!({"driver": driver, "filename": format!("/dev/fdset/{slot}"), "aio": aio});
             (file, *direct)
         }
-        (
-            DiskSource::Nbd {
-                socket,
-                export,
-                reconnect_delay_s,
-            },
-            _,
-        ) => {
+        (DiskSource::Nbd { socket, export, reconnect_delay_s }, _) => {
             let server = json!({"type": "unix", "path": socket.to_string_lossy()});
             let nbd = json!({
                 "driver": "nbd", "server": server, "export": export, "reconnect-delay": reconnect_delay_s,
@@ -231,17 +186,10 @@ fn add_nic(line: &mut Line, nic: &NicSpec, tap: RawFd, slot: usize, boot_index: 
     };
     line.option("-netdev", format!("tap,id={},fd={tap}", nic.id));
     // The option ROM (network boot) is a package of its own; only who boots from the interface needs it.
-    let rom = if boot_index.is_empty() {
-        ",romfile="
-    } else {
-        ""
-    };
+    let rom = if boot_index.is_empty() { ",romfile=" } else { "" };
     line.option(
         "-device",
-        format!(
-            "{model},id={0}-dev,netdev={0},mac={1},addr={slot:#04x}{rom}{boot_index}",
-            nic.id, nic.mac
-        ),
+        format!("{model},id={0}-dev,netdev={0},mac={1},addr={slot:#04x}{rom}{boot_index}", nic.id, nic.mac),
     );
 }
 
@@ -285,11 +233,7 @@ mod tests {
             initrd: Some("/boot/initrd".into()),
             args: "root=/dev/vda console=ttyS0".into(),
         };
-        let file = DiskSource::File {
-            path: "/srv/vm1.disk0".into(),
-            direct: true,
-            aio: Aio::Threads,
-        };
+        let file = DiskSource::File { path: "/srv/vm1.disk0".into(), direct: true, aio: Aio::Threads };
         let nbd = DiskSource::Nbd {
             socket: PathBuf::from("/run/a,b.sock"),
             export: "run-7".into(),
@@ -297,25 +241,13 @@ mod tests {
         };
         let spec = MachineSpec {
             disks: vec![
-                DiskSpec {
-                    id: "disk0".into(),
-                    source: file,
-                    read_only: false,
-                },
-                DiskSpec {
-                    id: "disk1".into(),
-                    source: nbd,
-                    read_only: true,
-                },
+                DiskSpec { id: "disk0".into(), source: file, read_only: false },
+                DiskSpec { id: "disk1".into(), source: nbd, read_only: true },
             ],
             nics: vec![nic("nic0")],
             ..MachineSpec::new("vm1", "r1", 256, 2, boot)
         };
-        let around = Surroundings {
-            disks: vec![Backing::File(14), Backing::Server],
-            taps: vec![15],
-            ..around()
-        };
+        let around = Surroundings { disks: vec![Backing::File(14), Backing::Server], taps: vec![15], ..around() };
         let want = r#"
 -S
 -nodefaults
@@ -353,32 +285,16 @@ mod tests {
 
     #[test]
     fn what_differs_from_case_to_case() {
-        let device = DiskSource::File {
-            path: "/dev/vg/a".into(),
-            direct: false,
-            aio: Aio::Native,
-        };
+        let device = DiskSource::File { path: "/dev/vg/a".into(), direct: false, aio: Aio::Native };
         let spec = MachineSpec {
             acpi: false,
             cpu_type: Some("EPYC,-svm".into()),
             uuid: Some("3b1f".into()),
             reboot: RebootBehavior::Exit,
-            disks: vec![DiskSpec {
-                id: "disk0".into(),
-                source: device,
-                read_only: false,
-            }],
+            disks: vec![DiskSpec { id: "disk0".into(), source: device, read_only: false }],
             nics: vec![nic("nic0"), nic("nic1")],
             extra_args: vec!["-device".into(), "virtio-rng-pci".into()],
-            ..MachineSpec::new(
-                "vm1",
-                "r1",
-                64,
-                1,
-                Boot::Disk {
-                    order: vec!["nic1".into(), "disk0".into()],
-                },
-            )
+            ..MachineSpec::new("vm1", "r1", 64, 1, Boot::Disk { order: vec!["nic1".into(), "disk0".into()] })
         };
         let around = Surroundings {
             accelerator: AcceleratorKind::Kvm,

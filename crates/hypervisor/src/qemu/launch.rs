@@ -80,17 +80,10 @@ pub(super) fn launch(
         });
     }
     let taps: Vec<RawFd> = spec.nics.iter().map(|nic| nic.tap.as_raw_fd()).collect();
-    let inherit = held
-        .iter()
-        .map(AsRawFd::as_raw_fd)
-        .chain(taps.iter().copied())
-        .collect();
+    let inherit = held.iter().map(AsRawFd::as_raw_fd).chain(taps.iter().copied()).collect();
     let around = Surroundings {
         accelerator: accelerator.kind,
-        machine: spec
-            .machine
-            .clone()
-            .unwrap_or_else(|| capabilities.machine.clone()),
+        machine: spec.machine.clone().unwrap_or_else(|| capabilities.machine.clone()),
         qmp,
         qmp2,
         serial,
@@ -111,10 +104,7 @@ pub(super) fn launch(
     dir.write_record(&record)?;
     let path = config.log_dir.join(format!("{}.log", spec.instance));
     let log = append(&path)?;
-    let from = log
-        .metadata()
-        .map_err(Error::io(format!("read {}", path.display())))?
-        .len();
+    let from = log.metadata().map_err(Error::io(format!("read {}", path.display())))?.len();
     let identity = identity(config, accelerator.kind)?;
     let pid = spawn(&config.binary, &record.arguments, log, inherit, identity)
         .map_err(|source| spawn_error(&config.binary, source))?;
@@ -122,12 +112,7 @@ pub(super) fn launch(
     if let Some(process) = &process {
         dir.write_process(process)?;
     }
-    Ok(Launched {
-        pid,
-        process,
-        record,
-        log: StartLog { path, from },
-    })
+    Ok(Launched { pid, process, record, log: StartLog { path, from } })
 }
 
 /// Where an instance's console output is kept.
@@ -150,11 +135,7 @@ pub(super) fn tail(path: &Path, from: u64, limit: u64) -> io::Result<Vec<u8>> {
 
 /// Makes a directory of the driver's, if it isn't there.
 pub(super) fn make_dir(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(path)
-        .map_err(Error::io(format!("create {}", path.display())))
+    DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(Error::io(format!("create {}", path.display())))
 }
 
 fn append(path: &Path) -> Result<File> {
@@ -171,18 +152,8 @@ fn open_disk(instance: &str, disk: &DiskSpec) -> Result<Option<(File, bool)>> {
     let DiskSource::File { path, direct, .. } = &disk.source else {
         return Ok(None);
     };
-    let way = if *direct {
-        " past the page cache (O_DIRECT)"
-    } else {
-        ""
-    };
-    let what = || {
-        format!(
-            "open {} of instance {instance}, {}{way}",
-            disk.id,
-            path.display()
-        )
-    };
+    let way = if *direct { " past the page cache (O_DIRECT)" } else { "" };
+    let what = || format!("open {} of instance {instance}, {}{way}", disk.id, path.display());
     let file = OpenOptions::new()
         .read(true)
         .write(!disk.read_only)
@@ -202,11 +173,7 @@ fn identity(config: &QemuConfig, accelerator: AcceleratorKind) -> Result<Identit
             vec![device.gid()]
         }
     };
-    Ok(Identity {
-        uid: config.uid,
-        gid: config.gid,
-        groups,
-    })
+    Ok(Identity { uid: config.uid, gid: config.gid, groups })
 }
 
 #[cfg(test)]
@@ -219,13 +186,7 @@ mod tests {
         let path = dir.path().join("vm1.log");
         let lines: Vec<String> = (1..=20).map(|n| format!("line {n}\n")).collect();
         std::fs::write(&path, lines.concat()).unwrap();
-        let log = |from| {
-            StartLog {
-                path: path.clone(),
-                from,
-            }
-            .last_lines()
-        };
+        let log = |from| StartLog { path: path.clone(), from }.last_lines();
         assert_eq!(log(0), lines[10..].concat().trim_end());
         assert_eq!(log(lines.concat().len() as u64), "");
         assert_eq!(tail(&path, 0, 8).unwrap(), b"line 20\n");

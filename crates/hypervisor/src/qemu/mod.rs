@@ -88,11 +88,7 @@ struct Inner {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        self.inner
-            .tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .abort_all();
+        self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 }
 
@@ -113,10 +109,7 @@ impl Qemu {
     }
 
     fn run(&self, run: &str) -> Result<Arc<Run>> {
-        self.inner
-            .table
-            .get(run)
-            .ok_or_else(|| Error::NoSuchRun { run: run.into() })
+        self.inner.table.get(run).ok_or_else(|| Error::NoSuchRun { run: run.into() })
     }
 
     async fn command(&self, run: &str, command: &str) -> Result<()> {
@@ -136,10 +129,7 @@ impl Hypervisor for Qemu {
         match self.inner.table.claim(&spec.instance, &spec.run).await {
             Claim::Present(run) => return Ok(run.running()),
             Claim::Instance { run } => {
-                return Err(Error::AlreadyRunning {
-                    instance: spec.instance.clone(),
-                    run,
-                });
+                return Err(Error::AlreadyRunning { instance: spec.instance.clone(), run });
             }
             Claim::Granted => {}
         }
@@ -159,9 +149,7 @@ impl Hypervisor for Qemu {
             };
             let _ = done.send(result);
         });
-        outcome
-            .await
-            .unwrap_or(Err(Error::Interrupted { instance }))
+        outcome.await.unwrap_or(Err(Error::Interrupted { instance }))
     }
 
     async fn resume(&self, run: &str) -> Result<()> {
@@ -177,18 +165,11 @@ impl Hypervisor for Qemu {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match run
-                .execute("system_powerdown", left.min(COMMAND_PATIENCE))
-                .await
-            {
+            match run.execute("system_powerdown", left.min(COMMAND_PATIENCE)).await {
                 Ok(_) | Err(QmpError::TimedOut { .. }) => {}
                 // It ended in this moment, or it can't be asked at all.
                 Err(error) => {
-                    return if run.ends_within(QUIT_PATIENCE).await {
-                        Ok(Shutdown::Clean)
-                    } else {
-                        Err(error.into())
-                    };
+                    return if run.ends_within(QUIT_PATIENCE).await { Ok(Shutdown::Clean) } else { Err(error.into()) };
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -227,19 +208,12 @@ impl Hypervisor for Qemu {
     }
 
     async fn list(&self) -> Vec<Running> {
-        self.inner
-            .table
-            .all()
-            .iter()
-            .map(|run| run.running())
-            .collect()
+        self.inner.table.all().iter().map(|run| run.running()).collect()
     }
 
     async fn console(&self, run: &str) -> Result<ConsoleStream> {
         let run = self.run(run)?;
-        let hub = run.console.as_ref().ok_or_else(|| Error::NoConsole {
-            instance: run.record.instance.clone(),
-        })?;
+        let hub = run.console.as_ref().ok_or_else(|| Error::NoConsole { instance: run.record.instance.clone() })?;
         Ok(hub.attach())
     }
 
@@ -250,13 +224,8 @@ impl Hypervisor for Qemu {
     async fn node_info(&self) -> Result<NodeInfo> {
         let host = host::read()?;
         let runs = self.inner.table.all();
-        let guests: u64 = runs
-            .iter()
-            .map(|run| host::resident_mib(run.process.pid))
-            .sum();
-        let taken = host
-            .memory_total_mib
-            .saturating_sub(host.memory_available_mib);
+        let guests: u64 = runs.iter().map(|run| host::resident_mib(run.process.pid)).sum();
+        let taken = host.memory_total_mib.saturating_sub(host.memory_available_mib);
         Ok(NodeInfo {
             memory_total_mib: host.memory_total_mib,
             memory_free_mib: host.memory_available_mib,
@@ -289,13 +258,7 @@ impl Hypervisor for Qemu {
         } else if !nix::unistd::geteuid().is_root() {
             problems.push(format!("only root can start QEMU as user {}", config.uid));
         }
-        problems.extend(
-            self.inner
-                .unadopted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        );
+        problems.extend(self.inner.unadopted.lock().unwrap_or_else(PoisonError::into_inner).clone());
         problems
     }
 
@@ -329,17 +292,10 @@ impl Hypervisor for Qemu {
                 }
                 Ok(Found::Gone(gone)) => adopted.gone.extend(gone),
                 Err(error) => {
-                    let problem = format!(
-                        "the run in {} could not be taken over: {}",
-                        dir.path().display(),
-                        with_causes(&error)
-                    );
+                    let problem =
+                        format!("the run in {} could not be taken over: {}", dir.path().display(), with_causes(&error));
                     tracing::error!("{problem}");
-                    self.inner
-                        .unadopted
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push(problem);
+                    self.inner.unadopted.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
                 }
             }
         }
@@ -398,9 +354,7 @@ impl Inner {
         launch::make_dir(&self.config.log_dir)?;
         let dir = RunDir::of(&self.config.run_dir, &spec.run);
         dir.create()?;
-        let result = self
-            .bring_up_in(&dir, spec, capabilities, accelerator)
-            .await;
+        let result = self.bring_up_in(&dir, spec, capabilities, accelerator).await;
         if result.is_err()
             && let Err(error) = dir.remove()
         {
@@ -419,18 +373,9 @@ impl Inner {
         let config = self.config.clone();
         let instance = spec.instance.clone();
         let here = dir.clone();
-        let launching = tokio::task::spawn_blocking(move || {
-            launch(&config, &spec, &here, &capabilities, &accelerator)
-        });
-        let interrupted = |_| Error::Interrupted {
-            instance: instance.clone(),
-        };
-        let Launched {
-            pid,
-            process,
-            record,
-            log,
-        } = launching.await.map_err(interrupted)??;
+        let launching = tokio::task::spawn_blocking(move || launch(&config, &spec, &here, &capabilities, &accelerator));
+        let interrupted = |_| Error::Interrupted { instance: instance.clone() };
+        let Launched { pid, process, record, log } = launching.await.map_err(interrupted)??;
         let own = || format!("watch process {pid} of instance {instance}");
         // Ours and not reaped, so the number is still its.
         let pidfd = Pidfd::open(pid).map_err(Error::io(own()))?;
@@ -440,8 +385,7 @@ impl Inner {
                 let second = Pidfd::open(pid).map_err(Error::io(own()))?;
                 let events = self.events.clone();
                 let first_words = async {
-                    let run =
-                        Run::connect(record, dir.clone(), process, second, b"", events).await?;
+                    let run = Run::connect(record, dir.clone(), process, second, b"", events).await?;
                     run.refresh(START_PATIENCE).await?;
                     Ok(run)
                 };
@@ -452,25 +396,17 @@ impl Inner {
             }
         };
         // A connection that broke is QEMU's end, most often: that says more.
-        let ended = tokio::time::timeout(QUIT_PATIENCE, pidfd.exited())
-            .await
-            .is_ok();
+        let ended = tokio::time::timeout(QUIT_PATIENCE, pidfd.exited()).await.is_ok();
         let reason = match failure {
             Some(error) if !ended => with_causes(&error),
             _ => run::describe(pidfd.reap()),
         };
         if !ended {
-            pidfd
-                .signal(nix::sys::signal::Signal::SIGKILL)
-                .map_err(Error::io(own()))?;
+            pidfd.signal(nix::sys::signal::Signal::SIGKILL).map_err(Error::io(own()))?;
             pidfd.exited().await.map_err(Error::io(own()))?;
             pidfd.reap();
         }
-        Err(Error::Start {
-            instance,
-            reason,
-            log: log.last_lines(),
-        })
+        Err(Error::Start { instance, reason, log: log.last_lines() })
     }
 
     /// Looks after a run from now on.
@@ -489,19 +425,11 @@ impl Inner {
         let reason = match run.outcome().await {
             Ok(reason) => reason,
             Err(error) => {
-                tracing::error!(
-                    instance = run.record.instance,
-                    "can't watch QEMU's process: {error}"
-                );
+                tracing::error!(instance = run.record.instance, "can't watch QEMU's process: {error}");
                 return;
             }
         };
-        tracing::info!(
-            instance = run.record.instance,
-            run = run.record.run,
-            ?reason,
-            "the run is over"
-        );
+        tracing::info!(instance = run.record.instance, run = run.record.run, ?reason, "the run is over");
         if let Err(error) = run.dir.remove() {
             tracing::warn!("can't remove {}: {error}", run.dir.path().display());
         }
@@ -513,19 +441,13 @@ impl Inner {
     /// Finds out what an earlier daemon's run has become, and removes what is left of one that ended.
     async fn look_into(self: &Arc<Self>, dir: &RunDir) -> Result<Found> {
         let (record, process) = dir.read()?;
-        let gone = record.as_ref().map(|record| Gone {
-            instance: record.instance.clone(),
-            run: record.run.clone(),
-        });
+        let gone = record.as_ref().map(|record| Gone { instance: record.instance.clone(), run: record.run.clone() });
         let (Some(record), Some(process)) = (record, process) else {
             // The start was cut off, so the guest never ran and nobody counts on it.
             self.end_nameless(dir).await?;
             return self.clear(dir, gone);
         };
-        let open = format!(
-            "look for process {} of instance {}",
-            process.pid, record.instance
-        );
+        let open = format!("look for process {} of instance {}", process.pid, record.instance);
         let Some(pidfd) = process.open().map_err(Error::io(open))? else {
             return self.clear(dir, gone);
         };
@@ -537,10 +459,7 @@ impl Inner {
         if let Err(error) = &answer {
             tracing::warn!("adopted a silent guest: {error}");
         }
-        Ok(Found::Live {
-            run: Box::new(run),
-            answers: answer.is_ok(),
-        })
+        Ok(Found::Live { run: Box::new(run), answers: answer.is_ok() })
     }
 
     /// Ends a QEMU of which nothing but its socket is known.
@@ -558,8 +477,7 @@ impl Inner {
     }
 
     fn clear(&self, dir: &RunDir, gone: Option<Gone>) -> Result<Found> {
-        dir.remove()
-            .map_err(Error::io(format!("remove {}", dir.path().display())))?;
+        dir.remove().map_err(Error::io(format!("remove {}", dir.path().display())))?;
         Ok(Found::Gone(gone))
     }
 }

@@ -109,11 +109,7 @@ impl Qmp {
     /// was handled before the command returns.
     ///
     /// The handle ends the conversation when aborted.
-    pub fn open<S>(
-        stream: S,
-        instance: &str,
-        on_event: impl FnMut(QmpEvent) + Send + 'static,
-    ) -> (Qmp, AbortHandle)
+    pub fn open<S>(stream: S, instance: &str, on_event: impl FnMut(QmpEvent) + Send + 'static) -> (Qmp, AbortHandle)
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -137,11 +133,7 @@ impl Qmp {
             // Only now, when the reason is known, do those who wait for answers learn that none comes.
             drop(conversation);
         });
-        let qmp = Qmp {
-            instance: instance.to_owned(),
-            requests,
-            ended,
-        };
+        let qmp = Qmp { instance: instance.to_owned(), requests, ended };
         (qmp, task.abort_handle())
     }
 
@@ -149,18 +141,9 @@ impl Qmp {
     ///
     /// # Errors
     /// See [`QmpError`].
-    pub async fn execute(
-        &self,
-        command: &str,
-        arguments: Value,
-        timeout: Duration,
-    ) -> Result<Value, QmpError> {
+    pub async fn execute(&self, command: &str, arguments: Value, timeout: Duration) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
-        let request = Request {
-            command: command.to_owned(),
-            arguments,
-            answer,
-        };
+        let request = Request { command: command.to_owned(), arguments, answer };
         // A closed channel shows below, as an answer that can't come any more.
         let _ = self.requests.send(request);
         match tokio::time::timeout(timeout, answered).await {
@@ -168,17 +151,11 @@ impl Qmp {
             Ok(Err(_)) => Err(QmpError::Lost {
                 instance: self.instance.clone(),
                 command: command.to_owned(),
-                reason: self
-                    .ended
-                    .borrow()
-                    .clone()
-                    .unwrap_or_else(|| "it was closed".into()),
+                reason: self.ended.borrow().clone().unwrap_or_else(|| "it was closed".into()),
             }),
-            Err(_) => Err(QmpError::TimedOut {
-                instance: self.instance.clone(),
-                command: command.to_owned(),
-                after: timeout,
-            }),
+            Err(_) => {
+                Err(QmpError::TimedOut { instance: self.instance.clone(), command: command.to_owned(), after: timeout })
+            }
         }
     }
 
@@ -257,31 +234,17 @@ where
 
     fn answer(&mut self, message: Message) {
         let Some((command, answer)) = message.id.and_then(|id| self.pending.remove(&id)) else {
-            tracing::debug!(
-                instance = self.instance,
-                id = message.id,
-                "an answer that nobody asked for"
-            );
+            tracing::debug!(instance = self.instance, id = message.id, "an answer that nobody asked for");
             return;
         };
         let result = match (message.r#return, message.error) {
             (Some(value), None) => Ok(value),
             (_, error) => {
                 let (class, desc) = error.map_or_else(
-                    || {
-                        (
-                            "GenericError".into(),
-                            "an answer with neither result nor error".into(),
-                        )
-                    },
+                    || ("GenericError".into(), "an answer with neither result nor error".into()),
                     |refusal| (refusal.class, refusal.desc),
                 );
-                Err(QmpError::Refused {
-                    instance: self.instance.clone(),
-                    command,
-                    class,
-                    desc,
-                })
+                Err(QmpError::Refused { instance: self.instance.clone(), command, class, desc })
             }
         };
         // Who asked may have stopped waiting.
@@ -297,10 +260,7 @@ struct Lines<R> {
 
 impl<R: AsyncBufRead + Unpin> Lines<R> {
     fn new(reader: R) -> Lines<R> {
-        Lines {
-            reader,
-            line: Vec::new(),
-        }
+        Lines { reader, line: Vec::new() }
     }
 
     /// The next line without its end, or `None` at the end of the stream. Nothing is lost if the future is dropped.
@@ -342,10 +302,7 @@ mod tests {
 
     impl Server {
         async fn say(&mut self, message: Value) {
-            self.writer
-                .write_all(format!("{message}\r\n").as_bytes())
-                .await
-                .unwrap();
+            self.writer.write_all(format!("{message}\r\n").as_bytes()).await.unwrap();
         }
 
         async fn hear(&mut self) -> Value {
@@ -353,7 +310,10 @@ mod tests {
         }
 
         async fn greet(&mut self) {
-            self.say(json!({"QMP": {"version": {"qemu": {"major": 99}, "x-new": 1}, "capabilities": ["oob", "x-more"]}})).await;
+            self.say(
+                json!({"QMP": {"version": {"qemu": {"major": 99}, "x-new": 1}, "capabilities": ["oob", "x-more"]}}),
+            )
+            .await;
             let hello = self.hear().await;
             assert_eq!(hello["execute"], "qmp_capabilities");
             self.say(json!({"return": {}, "id": hello["id"]})).await;
@@ -387,9 +347,7 @@ mod tests {
         server.greet().await;
         let (a, b) = (server.hear().await, server.hear().await);
         for question in [&b, &a] {
-            server
-                .say(json!({"return": {"was": question["execute"]}, "id": question["id"]}))
-                .await;
+            server.say(json!({"return": {"was": question["execute"]}, "id": question["id"]})).await;
         }
         assert_eq!(one.await.unwrap().unwrap(), json!({"was": "one"}));
         assert_eq!(two.await.unwrap().unwrap(), json!({"was": "two"}));
@@ -401,22 +359,11 @@ mod tests {
         let asked = ask(&qmp, "stop");
         server.greet().await;
         let question = server.hear().await;
-        server
-            .say(json!({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}))
-            .await;
-        server
-            .say(json!({"event": "SHUTDOWN", "data": {"guest": true, "x-new": 1}, "x": []}))
-            .await;
-        server
-            .say(json!({"return": {}, "id": question["id"]}))
-            .await;
+        server.say(json!({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}})).await;
+        server.say(json!({"event": "SHUTDOWN", "data": {"guest": true, "x-new": 1}, "x": []})).await;
+        server.say(json!({"return": {}, "id": question["id"]})).await;
         asked.await.unwrap().unwrap();
-        let names: Vec<_> = seen
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|event| event.name.clone())
-            .collect();
+        let names: Vec<_> = seen.lock().unwrap().iter().map(|event| event.name.clone()).collect();
         assert_eq!(names, ["STOP", "SHUTDOWN"]);
         assert_eq!(seen.lock().unwrap()[1].data["guest"], true);
     }
@@ -428,16 +375,11 @@ mod tests {
         server.greet().await;
         let question = server.hear().await;
         let error = json!({"class": "CommandNotFound", "desc": "no such command"});
-        server
-            .say(json!({"error": error, "id": question["id"]}))
-            .await;
+        server.say(json!({"error": error, "id": question["id"]})).await;
         let error = asked.await.unwrap().unwrap_err();
         assert!(matches!(&error, QmpError::Refused { class, .. } if class == "CommandNotFound"));
         let message = error.to_string();
-        assert!(
-            message.contains("vm1") && message.contains("no such command"),
-            "{message}"
-        );
+        assert!(message.contains("vm1") && message.contains("no such command"), "{message}");
     }
 
     #[tokio::test]
@@ -457,24 +399,15 @@ mod tests {
     async fn a_silent_qemu_is_waited_for_as_long_as_was_said() {
         let (qmp, mut server, _) = connected().await;
         // Not even a greeting: a stopped process.
-        let result = qmp
-            .execute("cont", Value::Null, Duration::from_millis(1))
-            .await;
-        assert!(
-            matches!(result, Err(QmpError::TimedOut { .. })),
-            "{result:?}"
-        );
+        let result = qmp.execute("cont", Value::Null, Duration::from_millis(1)).await;
+        assert!(matches!(result, Err(QmpError::TimedOut { .. })), "{result:?}");
         // It comes back: the late answer goes nowhere, the next question gets its own.
         server.greet().await;
         let late = server.hear().await;
-        server
-            .say(json!({"return": "late", "id": late["id"]}))
-            .await;
+        server.say(json!({"return": "late", "id": late["id"]})).await;
         let asked = ask(&qmp, "query-status");
         let question = server.hear().await;
-        server
-            .say(json!({"return": "own", "id": question["id"]}))
-            .await;
+        server.say(json!({"return": "own", "id": question["id"]})).await;
         assert_eq!(asked.await.unwrap().unwrap(), "own");
     }
 
@@ -484,15 +417,8 @@ mod tests {
         let asked = ask(&qmp, "cont");
         server.greet().await;
         server.hear().await;
-        server
-            .writer
-            .write_all(b"Segmentation fault\n")
-            .await
-            .unwrap();
+        server.writer.write_all(b"Segmentation fault\n").await.unwrap();
         let message = asked.await.unwrap().unwrap_err().to_string();
-        assert!(
-            message.contains("not QMP") && message.contains("Segmentation"),
-            "{message}"
-        );
+        assert!(message.contains("not QMP") && message.contains("Segmentation"), "{message}");
     }
 }

@@ -65,11 +65,7 @@ impl Run {
         });
         let connect = async |name| {
             let path = dir.socket(name);
-            let what = format!(
-                "connect to {} of instance {}",
-                path.display(),
-                record.instance
-            );
+            let what = format!("connect to {} of instance {}", path.display(), record.instance);
             UnixStream::connect(path).await.map_err(Error::io(what))
         };
         let told = Arc::clone(&status);
@@ -150,11 +146,7 @@ impl Run {
             hub.close();
         }
         let shutdown = self.status.live().shutdown.clone();
-        Ok(stop_reason(
-            shutdown.as_deref(),
-            self.killed.load(Ordering::Relaxed),
-            exit,
-        ))
+        Ok(stop_reason(shutdown.as_deref(), self.killed.load(Ordering::Relaxed), exit))
     }
 
     /// Says that the run is over and nothing of it is left.
@@ -165,17 +157,12 @@ impl Run {
     /// Whether the run is over within this time.
     pub async fn ends_within(&self, timeout: Duration) -> bool {
         let mut ended = self.ended.subscribe();
-        tokio::time::timeout(timeout, ended.wait_for(|ended| *ended))
-            .await
-            .is_ok()
+        tokio::time::timeout(timeout, ended.wait_for(|ended| *ended)).await.is_ok()
     }
 
     /// Kills the process.
     pub fn kill(&self) -> Result<()> {
-        let what = format!(
-            "kill process {} of instance {}",
-            self.process.pid, self.record.instance
-        );
+        let what = format!("kill process {} of instance {}", self.process.pid, self.record.instance);
         self.pidfd.signal(Signal::SIGKILL).map_err(Error::io(what))
     }
 }
@@ -225,11 +212,7 @@ struct Live {
 
 impl Default for Live {
     fn default() -> Live {
-        Live {
-            state: LiveState::Paused,
-            shutdown: None,
-            changes: 0,
-        }
+        Live { state: LiveState::Paused, shutdown: None, changes: 0 }
     }
 }
 
@@ -240,11 +223,7 @@ impl Status {
 
     fn announce(&self, kind: EventKind) {
         // Nobody listening is no error.
-        let _ = self.events.send(Event {
-            instance: self.instance.clone(),
-            run: self.run.clone(),
-            kind,
-        });
+        let _ = self.events.send(Event { instance: self.instance.clone(), run: self.run.clone(), kind });
     }
 
     /// Takes an event of QEMU in.
@@ -279,9 +258,7 @@ impl Status {
                     live.state = LiveState::Crashed;
                     None
                 }
-                "RESET" => Some(EventKind::Reset {
-                    by_guest: event.data["guest"] == true,
-                }),
+                "RESET" => Some(EventKind::Reset { by_guest: event.data["guest"] == true }),
                 _ => None,
             }
         };
@@ -336,75 +313,31 @@ mod tests {
     fn status() -> (Status, broadcast::Receiver<Event>) {
         let (events, receiver) = broadcast::channel(16);
         let live = Mutex::new(Live::default());
-        (
-            Status {
-                instance: "vm1".into(),
-                run: "r1".into(),
-                events,
-                live,
-            },
-            receiver,
-        )
+        (Status { instance: "vm1".into(), run: "r1".into(), events, live }, receiver)
     }
 
     fn event(name: &str, data: Value) -> QmpEvent {
-        QmpEvent {
-            name: name.into(),
-            data,
-        }
+        QmpEvent { name: name.into(), data }
     }
 
     #[test]
     fn states_follow_from_events() {
         let (status, mut seen) = status();
         for (name, data, state, told) in [
-            (
-                "RESUME",
-                json!({}),
-                LiveState::Running,
-                Some(EventKind::Resumed),
-            ),
-            (
-                "RESET",
-                json!({"guest": true}),
-                LiveState::Running,
-                Some(EventKind::Reset { by_guest: true }),
-            ),
-            (
-                "STOP",
-                Value::Null,
-                LiveState::Paused,
-                Some(EventKind::Paused),
-            ),
+            ("RESUME", json!({}), LiveState::Running, Some(EventKind::Resumed)),
+            ("RESET", json!({"guest": true}), LiveState::Running, Some(EventKind::Reset { by_guest: true })),
+            ("STOP", Value::Null, LiveState::Paused, Some(EventKind::Paused)),
             ("X_NEW", json!([1]), LiveState::Paused, None),
-            (
-                "RESUME",
-                json!({}),
-                LiveState::Running,
-                Some(EventKind::Resumed),
-            ),
-            (
-                "BLOCK_IO_ERROR",
-                json!({"action": "report"}),
-                LiveState::Running,
-                None,
-            ),
+            ("RESUME", json!({}), LiveState::Running, Some(EventKind::Resumed)),
+            ("BLOCK_IO_ERROR", json!({"action": "report"}), LiveState::Running, None),
             (
                 "BLOCK_IO_ERROR",
                 json!({"action": "stop", "node-name": "disk0", "reason": "No space left"}),
                 LiveState::IoError,
-                Some(EventKind::IoError {
-                    disk: "disk0".into(),
-                    reason: "No space left".into(),
-                }),
+                Some(EventKind::IoError { disk: "disk0".into(), reason: "No space left".into() }),
             ),
             ("STOP", json!({}), LiveState::IoError, None),
-            (
-                "SHUTDOWN",
-                json!({"guest": true, "reason": "guest-shutdown"}),
-                LiveState::Shutdown,
-                None,
-            ),
+            ("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"}), LiveState::Shutdown, None),
             ("STOP", json!({}), LiveState::Shutdown, None),
         ] {
             status.take(&event(name, data));
@@ -415,28 +348,14 @@ mod tests {
 
     #[test]
     fn ends_are_told_apart() {
-        let killed = Some(WaitStatus::Signaled(
-            Pid::from_raw(1),
-            Signal::SIGKILL,
-            false,
-        ));
+        let killed = Some(WaitStatus::Signaled(Pid::from_raw(1), Signal::SIGKILL, false));
         let crashed = |how: &str| StopReason::Crashed { how: how.into() };
         for (shutdown, by_us, exit, want) in [
-            (
-                Some("guest-shutdown"),
-                false,
-                None,
-                StopReason::GuestShutdown,
-            ),
+            (Some("guest-shutdown"), false, None, StopReason::GuestShutdown),
             (Some("guest-reset"), false, None, StopReason::GuestReset),
             (Some("host-qmp-quit"), true, None, StopReason::Killed),
             (Some("host-signal"), false, None, StopReason::Killed),
-            (
-                Some("guest-panic"),
-                false,
-                None,
-                crashed("the guest panicked"),
-            ),
+            (Some("guest-panic"), false, None, crashed("the guest panicked")),
             (None, true, killed, StopReason::Killed),
             (None, false, killed, crashed("QEMU died of SIGKILL")),
             (None, false, None, crashed("QEMU's process vanished")),

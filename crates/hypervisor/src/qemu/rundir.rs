@@ -48,9 +48,7 @@ pub(super) struct RunDir {
 impl RunDir {
     /// Where the run's directory is, whether it is there or not.
     pub fn of(run_dir: &Path, run: &str) -> RunDir {
-        RunDir {
-            path: run_dir.join(run),
-        }
+        RunDir { path: run_dir.join(run) }
     }
 
     /// The directories of all runs, live or not.
@@ -78,10 +76,7 @@ impl RunDir {
 
     /// Makes the directory; only root may look into it. It must not be there: it could be a live run's.
     pub fn create(&self) -> Result<()> {
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&self.path)
-            .map_err(Error::io(format!("create {}", self.path.display())))
+        DirBuilder::new().mode(0o700).create(&self.path).map_err(Error::io(format!("create {}", self.path.display())))
     }
 
     /// Removes the directory and all in it. One that isn't there is removed.
@@ -106,14 +101,12 @@ impl RunDir {
     pub fn write_record(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_string_pretty(record).map_err(io::Error::from);
         let path = self.path.join(RECORD);
-        text.and_then(|text| replace(&path, &text))
-            .map_err(Error::io(format!("write {}", path.display())))
+        text.and_then(|text| replace(&path, &text)).map_err(Error::io(format!("write {}", path.display())))
     }
 
     pub fn write_process(&self, process: &ProcessId) -> Result<()> {
         let path = self.path.join(PID);
-        replace(&path, &format!("{process}\n"))
-            .map_err(Error::io(format!("write {}", path.display())))
+        replace(&path, &format!("{process}\n")).map_err(Error::io(format!("write {}", path.display())))
     }
 
     /// What was started here, and as which process; `None` where the start was cut off before that was written.

@@ -66,13 +66,6 @@ pub(super) fn spawn(
 /// without saying so.
 fn close_others_at_exec() -> nix::Result<()> {
     // SAFETY: the call takes three integers.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Errno::result(done).map(drop)
 }
