@@ -137,13 +137,12 @@ impl Hypervisor for Qemu {
         let (done, outcome) = oneshot::channel();
         let inner = Arc::clone(&self.inner);
         let spec = spec.clone();
-        let instance = spec.instance.clone();
+        let (instance, run) = (spec.instance.clone(), spec.run.clone());
         self.inner.spawn(async move {
-            let result = inner.bring_up(spec.clone()).await;
-            let result = match result {
+            let result = match inner.bring_up(spec).await {
                 Ok(run) => Ok(inner.take_in(run).running()),
                 Err(error) => {
-                    inner.table.remove(&spec.run);
+                    inner.table.remove(&run);
                     Err(error)
                 }
             };

@@ -1,7 +1,7 @@
 # A guest in one sector. Each timer tick (18.2 a second) it prints a counter of four hexadecimal digits on the serial
 # port and looks for a key and for the ACPI power button. q and the button power it off, r resets it, others it echoes.
 #
-# as --32 -o boot_sector.o boot_sector.s && objcopy -O binary boot_sector.o /dev/stdout | xxd -i   (the bytes in qemu.rs)
+# as --32 -o boot_sector.o boot_sector.s && objcopy -O binary boot_sector.o /dev/stdout | xxd -i   (the bytes in lab.rs)
     .code16
     .org 0
 start:

@@ -1,184 +1,27 @@
 //! The driver for QEMU with a real QEMU, and a guest that fits into a boot sector (`boot_sector.s`).
 //!
 //! Needs root, for QEMU is to run as somebody else, and a QEMU.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are not known as tests to the lint.
 
-#![allow(unsafe_code)] // The ioctl that makes a tap.
+mod lab;
 
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::{
-    Aio, Boot, ConsoleStream, DiskSource, DiskSpec, Event, EventKind, Hypervisor, LiveState, MachineSpec, NicModel,
-    NicSpec, Qemu, QemuConfig, RebootBehavior, Running, Shutdown, StopReason,
+    Aio, DiskSource, DiskSpec, EventKind, Hypervisor, LiveState, MachineSpec, NicModel, NicSpec, Qemu, QemuConfig,
+    RebootBehavior, Running, Shutdown, StopReason,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::broadcast;
 
-/// How long a step may take before it counts as never. Generous: nothing is measured here.
-const NEVER: Duration = Duration::from_secs(120);
-/// Debian's `nobody` and `nogroup`.
-const NOBODY: u32 = 65534;
-
-#[rustfmt::skip]
-const BOOT_SECTOR: [u8; 116] = [
-    0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, 0xfb, 0xba, 0x02, 0x06, 0xb8, 0x00,
-    0x01, 0xef, 0x31, 0xdb, 0x89, 0xd8, 0xb9, 0x04, 0x00, 0xc1, 0xc0, 0x04, 0x50, 0x24, 0x0f, 0x3c,
-    0x0a, 0x72, 0x02, 0x04, 0x27, 0x04, 0x30, 0xe8, 0x39, 0x00, 0x58, 0xe2, 0xec, 0xb0, 0x0a, 0xe8,
-    0x31, 0x00, 0x43, 0xba, 0x00, 0x06, 0xed, 0xf6, 0xc4, 0x01, 0x75, 0x1a, 0xba, 0xfd, 0x03, 0xec,
-    0xa8, 0x01, 0x74, 0x0f, 0xba, 0xf8, 0x03, 0xec, 0x3c, 0x71, 0x74, 0x0a, 0x3c, 0x72, 0x74, 0x0e,
-    0xe8, 0x10, 0x00, 0xf4, 0xeb, 0xbe, 0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xb0, 0xfe,
-    0xe6, 0x64, 0xf4, 0x52, 0x50, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x20, 0x74, 0xfb, 0x58, 0xba, 0xf8,
-    0x03, 0xee, 0x5a, 0xc3,
-];
-
-/// A directory for a driver and its guest's disk; ends what is still running when the test is over, also by failing.
-struct Lab {
-    dir: tempfile::TempDir,
-}
-
-impl Lab {
-    fn new() -> Lab {
-        assert!(nix::unistd::geteuid().is_root(), "the tests with a real QEMU need root");
-        let lab = Lab { dir: tempfile::tempdir().unwrap() };
-        assert!(lab.config().binary.exists(), "the tests with a real QEMU need the package qemu-system-x86");
-        let disk = lab.disk();
-        let mut sector = BOOT_SECTOR.to_vec();
-        sector.resize(510, 0);
-        sector.extend([0x55, 0xaa]);
-        fs::write(&disk, sector).unwrap();
-        File::options().write(true).open(&disk).unwrap().set_len(1 << 20).unwrap();
-        // QEMU gets it as a descriptor: its user has no right to the path.
-        fs::set_permissions(&disk, fs::Permissions::from_mode(0o600)).unwrap();
-        lab
-    }
-
-    fn config(&self) -> QemuConfig {
-        QemuConfig {
-            binary: PathBuf::from("/usr/bin/qemu-system-x86_64"),
-            uid: NOBODY,
-            gid: NOBODY,
-            run_dir: self.dir.path().join("run"),
-            log_dir: self.dir.path().join("log"),
-        }
-    }
-
-    fn disk(&self) -> PathBuf {
-        self.dir.path().join("disk0.raw")
-    }
-
-    fn spec(&self) -> MachineSpec {
-        let source = DiskSource::File { path: self.disk(), direct: true, aio: Aio::Threads };
-        let disk = DiskSpec { id: "disk0".into(), source, read_only: false };
-        MachineSpec {
-            disks: vec![disk],
-            ..MachineSpec::new("vm1", "run-1", 32, 1, Boot::Disk { order: vec!["disk0".into()] })
-        }
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let Ok(runs) = fs::read_dir(self.config().run_dir) else {
-            return;
-        };
-        for run in runs.flatten() {
-            let Ok(pid) = fs::read_to_string(run.path().join("pid")) else {
-                continue;
-            };
-            let pid: i32 = pid.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&line).contains("guest=vm1") {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
-    }
-}
-
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(NEVER, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what}: not within {NEVER:?}"),
-    }
-}
-
-/// A reader of the guest's counter.
-struct Counter {
-    console: ConsoleStream,
-    text: String,
-}
-
-impl Counter {
-    async fn attach(driver: &Qemu, run: &str) -> Counter {
-        let console = driver.console(run).await.unwrap();
-        Counter { console, text: String::new() }
-    }
-
-    /// The next number that comes, or `None` at the console's end.
-    async fn next(&mut self) -> Option<u32> {
-        loop {
-            while let Some((line, rest)) = self.text.split_once('\n') {
-                let number = u32::from_str_radix(line.trim_start_matches(|c: char| !c.is_ascii_hexdigit()), 16);
-                self.text = rest.to_owned();
-                if let Ok(number) = number {
-                    return Some(number);
-                }
-            }
-            let mut bytes = [0; 256];
-            let n = soon("console output", self.console.read(&mut bytes)).await.unwrap();
-            if n == 0 {
-                return None;
-            }
-            self.text.push_str(&String::from_utf8_lossy(&bytes[..n]));
-        }
-    }
-
-    /// Reads on until a number above this one has come.
-    async fn passes(&mut self, number: u32) -> u32 {
-        loop {
-            let now = self.next().await.expect("the console ended");
-            if now > number {
-                return now;
-            }
-        }
-    }
-}
-
-async fn next_event(events: &mut broadcast::Receiver<Event>) -> EventKind {
-    let event = soon("an event", events.recv()).await.unwrap();
-    assert_eq!((event.instance.as_str(), event.run.as_str()), ("vm1", "run-1"));
-    event.kind
-}
-
-/// Waits for the end of the run, past what comes before.
-async fn stop_reason(events: &mut broadcast::Receiver<Event>) -> StopReason {
-    loop {
-        if let EventKind::Stopped(reason) = next_event(events).await {
-            return reason;
-        }
-    }
-}
-
-fn pid(running: &Running) -> i32 {
-    running.process.as_ref().unwrap().pid
-}
-
-fn exists(pid: i32) -> bool {
-    fs::exists(format!("/proc/{pid}")).unwrap()
-}
-
-/// A value of `/proc/PID/status`.
-fn status(pid: i32, field: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    line.unwrap().trim().to_owned()
-}
+use lab::{Counter, Lab, NEVER, NOBODY, NbdServer, exists, next_event, pid, soon, status, stop_reason, tap};
 
 #[tokio::test]
 async fn a_guest_starts_paused_runs_pauses_and_is_destroyed() {
@@ -431,33 +274,6 @@ async fn a_failed_start_says_what_qemu_said_and_leaves_nothing() {
     let message = driver.start(&lab.spec()).await.unwrap_err().to_string();
     assert!(message.contains("install the package qemu-system-x86"), "{message}");
     assert!(driver.verify().await[0].contains("qemu-system-x86"));
-}
-
-/// A tap in a network namespace of its own, which goes with the last descriptor.
-fn tap() -> OwnedFd {
-    let open = || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let tun = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-        // SAFETY: all zeros is a valid ifreq: no name, so the kernel chooses one.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        // SAFETY: TUNSETIFF takes an ifreq, and this one lives over the call.
-        let done = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-        assert_eq!(done, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
-        OwnedFd::from(tun)
-    };
-    // In a thread of its own, for a thread that has left its namespace can't be used for other tests.
-    std::thread::spawn(open).join().unwrap()
-}
-
-/// A server that is killed with the test.
-struct NbdServer(Child);
-
-impl Drop for NbdServer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[tokio::test]
