@@ -80,20 +80,14 @@ impl Drop for Connection {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Client")
-            .field(&self.0.identity.peer())
-            .finish()
+        f.debug_tuple("Client").field(&self.0.identity.peer()).finish()
     }
 }
 
 impl Client {
     /// A client that presents this identity.
     pub fn new(identity: Arc<Identity>) -> Self {
-        Self(Arc::new(Inner {
-            identity,
-            configs: Mutex::default(),
-            idle: Mutex::default(),
-        }))
+        Self(Arc::new(Inner { identity, configs: Mutex::default(), idle: Mutex::default() }))
     }
 
     /// Calls `path` of a node and returns the body of its answer. `within` bounds everything, connecting included.
@@ -106,14 +100,7 @@ impl Client {
         body: Bytes,
         within: Duration,
     ) -> Result<Bytes, CallError> {
-        let call = Call {
-            client: self,
-            target: Target { node, addr, lane },
-            path,
-            body,
-            within,
-            stream: false,
-        };
+        let call = Call { client: self, target: Target { node, addr, lane }, path, body, within, stream: false };
         let deadline = Instant::now() + within;
         let (connection, response) = call.send(deadline).await?;
         let (status, body) = call.receive(response, deadline).await?;
@@ -139,14 +126,8 @@ impl Client {
             path: path.to_owned(),
             source: Box::new(e),
         })?;
-        let answer = self
-            .call(node, addr, lane, path, body.into(), within)
-            .await?;
-        serde_json::from_slice(&answer).map_err(|source| CallError::Answer {
-            node,
-            path: path.to_owned(),
-            source,
-        })
+        let answer = self.call(node, addr, lane, path, body.into(), within).await?;
+        serde_json::from_slice(&answer).map_err(|source| CallError::Answer { node, path: path.to_owned(), source })
     }
 
     /// Opens a byte stream to `path` of a node, on a connection of its own. `within` bounds the opening only.
@@ -159,14 +140,7 @@ impl Client {
         body: Bytes,
         within: Duration,
     ) -> Result<ByteStream, CallError> {
-        let call = Call {
-            client: self,
-            target: Target { node, addr, lane },
-            path,
-            body,
-            within,
-            stream: true,
-        };
+        let call = Call { client: self, target: Target { node, addr, lane }, path, body, within, stream: true };
         let deadline = Instant::now() + within;
         let (connection, response) = call.send(deadline).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -220,16 +194,11 @@ impl Client {
 
     async fn connect(&self, target: Target) -> Result<Connection, ConnectError> {
         let config = self.config(target.node)?;
-        let stream = TcpStream::connect(target.addr)
-            .await
-            .map_err(ConnectError::Network)?;
+        let stream = TcpStream::connect(target.addr).await.map_err(ConnectError::Network)?;
         tune(&stream).map_err(ConnectError::Network)?;
         // The name is a formality: the verifier looks for the node, not for the address.
         let name = ServerName::IpAddress(target.addr.ip().into());
-        let stream = TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .map_err(identity_or_network)?;
+        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(identity_or_network)?;
         let (sender, driver) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
@@ -238,10 +207,7 @@ impl Client {
             // Errors come out at the call that is under way; without one there is nobody to tell.
             let _ = driver.with_upgrades().await;
         });
-        Ok(Connection {
-            sender,
-            driver: driver.abort_handle(),
-        })
+        Ok(Connection { sender, driver: driver.abort_handle() })
     }
 }
 
@@ -280,9 +246,7 @@ impl Call<'_> {
                     match error.take_message() {
                         Some(unsent) if !fresh => request = unsent,
                         Some(_) => {
-                            return Err(self.not_sent(identity_or_network(std::io::Error::other(
-                                error.into_error(),
-                            ))));
+                            return Err(self.not_sent(identity_or_network(std::io::Error::other(error.into_error()))));
                         }
                         None => return Err(self.broken(error.into_error(), fresh)),
                     }
@@ -306,18 +270,9 @@ impl Call<'_> {
     }
 
     /// Reads the answer to its end.
-    async fn receive(
-        &self,
-        response: Response<Incoming>,
-        deadline: Instant,
-    ) -> Result<(StatusCode, Bytes), CallError> {
+    async fn receive(&self, response: Response<Incoming>, deadline: Instant) -> Result<(StatusCode, Bytes), CallError> {
         let status = response.status();
-        let error = match timeout_at(
-            deadline,
-            Limited::new(response.into_body(), MAX_BODY).collect(),
-        )
-        .await
-        {
+        let error = match timeout_at(deadline, Limited::new(response.into_body(), MAX_BODY).collect()).await {
             Ok(Ok(body)) => return Ok((status, body.to_bytes())),
             Ok(Err(e)) => self.lost(e),
             Err(_) => self.late(true),
@@ -333,9 +288,7 @@ impl Call<'_> {
             source,
         };
         if self.body.len() > MAX_BODY {
-            return Err(unusable(
-                format!("its body is longer than {} MiB", MAX_BODY >> 20).into(),
-            ));
+            return Err(unusable(format!("its body is longer than {} MiB", MAX_BODY >> 20).into()));
         }
         let mut request = Request::post(self.path)
             .header(HOST, self.target.addr.to_string())
@@ -345,26 +298,15 @@ impl Call<'_> {
                 .header(CONNECTION, HeaderValue::from_static("upgrade"))
                 .header(UPGRADE, HeaderValue::from_static(PROTOCOL));
         }
-        request
-            .body(Full::new(self.body.clone()))
-            .map_err(|e| unusable(Box::new(e)))
+        request.body(Full::new(self.body.clone())).map_err(|e| unusable(Box::new(e)))
     }
 
     fn not_sent(&self, source: ConnectError) -> CallError {
-        CallError::NotSent {
-            node: self.target.node,
-            addr: self.target.addr,
-            source,
-        }
+        CallError::NotSent { node: self.target.node, addr: self.target.addr, source }
     }
 
     fn lost(&self, source: Box<dyn StdError + Send + Sync>) -> CallError {
-        CallError::Lost {
-            node: self.target.node,
-            addr: self.target.addr,
-            path: self.path.to_owned(),
-            source,
-        }
+        CallError::Lost { node: self.target.node, addr: self.target.addr, path: self.path.to_owned(), source }
     }
 
     fn late(&self, sent: bool) -> CallError {
@@ -390,13 +332,8 @@ impl Call<'_> {
 
     fn refused(&self, status: StatusCode, body: &[u8]) -> CallError {
         match serde_json::from_slice::<Fault>(body) {
-            Ok(fault) => CallError::Refused {
-                node: self.target.node,
-                path: self.path.to_owned(),
-                fault,
-            },
-            Err(e) => self
-                .lost(format!("answered with HTTP status {status} and no explanation: {e}").into()),
+            Ok(fault) => CallError::Refused { node: self.target.node, path: self.path.to_owned(), fault },
+            Err(e) => self.lost(format!("answered with HTTP status {status} and no explanation: {e}").into()),
         }
     }
 }
@@ -409,10 +346,7 @@ fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Erro
             return Some(found);
         }
         // An io::Error does not name what is inside it as its source, but that thing's source.
-        next = match error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-        {
+        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
             Some(inner) => Some(inner),
             None => error.source(),
         };

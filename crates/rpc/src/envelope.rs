@@ -86,12 +86,7 @@ impl Gate {
                 return Err(Stale::Fork { inc: *inc, seen });
             }
             if (inc.n, term) < (seen.n, seen_term) {
-                return Err(Stale::Overtaken {
-                    inc: *inc,
-                    term,
-                    seen,
-                    seen_term,
-                });
+                return Err(Stale::Overtaken { inc: *inc, term, seen, seen_term });
             }
         }
         self.seen = Some((*inc, term));
@@ -110,10 +105,7 @@ mod tests {
     use model::Uuid;
 
     fn inc(n: u64, id: u128) -> Incarnation {
-        Incarnation {
-            n,
-            id: Uuid::from_u128(id),
-        }
+        Incarnation { n, id: Uuid::from_u128(id) }
     }
 
     /// What a gate that has seen `2a/5` (incarnation 2 with identity a, term 5) says to each order, and what it has seen
@@ -135,20 +127,13 @@ mod tests {
     fn read(order: &str) -> (Incarnation, u64) {
         let (inc_text, term) = order.split_once('/').unwrap();
         let (n, id) = inc_text.split_at(1);
-        (
-            inc(n.parse().unwrap(), u128::from_str_radix(id, 16).unwrap()),
-            term.parse().unwrap(),
-        )
+        (inc(n.parse().unwrap(), u128::from_str_radix(id, 16).unwrap()), term.parse().unwrap())
     }
 
     #[test]
     fn only_the_newest_master_passes() {
         for line in TABLE.trim().lines() {
-            let [order, verdict, after]: [&str; 3] = line
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .try_into()
-                .unwrap();
+            let [order, verdict, after]: [&str; 3] = line.split_whitespace().collect::<Vec<_>>().try_into().unwrap();
             let mut gate = Gate::new(Some(read("2a/5")));
             let (inc, term) = read(order);
             let said = match gate.check(&inc, term) {
@@ -179,16 +164,8 @@ mod tests {
 
     #[test]
     fn an_envelope_survives_the_wire() {
-        let envelope = Envelope {
-            inc: inc(u64::MAX, u128::MAX),
-            term: 7,
-            job: None,
-            payload: vec![1u8, 2],
-        };
+        let envelope = Envelope { inc: inc(u64::MAX, u128::MAX), term: 7, job: None, payload: vec![1u8, 2] };
         let text = serde_json::to_string(&envelope).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Envelope<Vec<u8>>>(&text).unwrap(),
-            envelope
-        );
+        assert_eq!(serde_json::from_str::<Envelope<Vec<u8>>>(&text).unwrap(), envelope);
     }
 }

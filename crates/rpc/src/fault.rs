@@ -67,12 +67,7 @@ pub struct Fault {
 impl Fault {
     /// A refusal without advice about asking again.
     pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            retry_after_ms: None,
-            detail: serde_json::Value::Null,
-        }
+        Self { kind, message: message.into(), retry_after_ms: None, detail: serde_json::Value::Null }
     }
 
     /// Adds that it is worth asking again after a while.
@@ -125,9 +120,7 @@ pub enum CallError {
         source: ConnectError,
     },
     /// The connection was lost after the request had been handed to it. The peer may have carried it out, or may yet.
-    #[error(
-        "the connection to node {node} at {addr} was lost during {path}: whether it was done is unknown"
-    )]
+    #[error("the connection to node {node} at {addr} was lost during {path}: whether it was done is unknown")]
     Lost {
         /// The node that was called.
         node: u64,
@@ -191,10 +184,7 @@ impl CallError {
     /// Whether the request certainly never reached the peer. If not, and if there is no [`fault`](Self::fault) either, it
     /// is unknown whether the call was carried out, and it must not be taken for undone.
     pub fn never_sent(&self) -> bool {
-        matches!(
-            self,
-            Self::NotSent { .. } | Self::Deadline { sent: false, .. } | Self::Request { .. }
-        )
+        matches!(self, Self::NotSent { .. } | Self::Deadline { sent: false, .. } | Self::Request { .. })
     }
 
     /// The peer's refusal, if it answered with one.

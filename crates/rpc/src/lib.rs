@@ -30,9 +30,7 @@ pub use client::{Client, Lane};
 pub use envelope::{Envelope, Gate, Stale};
 pub use fault::{CallError, ConnectError, Fault, FaultKind};
 pub use identity::{ClusterCa, Fingerprint, Identity, IdentityError, NodeKey, PeerIdentity};
-pub use join::{
-    JoinError, JoinReply, JoinRequest, JoinSecret, JoinToken, SecretDigest, TokenError, join,
-};
+pub use join::{JoinError, JoinReply, JoinRequest, JoinSecret, JoinToken, SecretDigest, TokenError, join};
 pub use listen::ListenError;
 pub use serve::{PeerAddr, TlsServer, serve_tls};
 pub use server::{Admit, Server, Service, Upgrade};

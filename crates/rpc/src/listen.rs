@@ -39,9 +39,7 @@ impl ListenError {
         let (ip, port) = (self.addr.ip(), self.addr.port());
         match self.source.kind() {
             io::ErrorKind::AddrInUse => {
-                format!(
-                    "port {port} is taken by another process (\"ss -ltnp sport = :{port}\" shows which)"
-                )
+                format!("port {port} is taken by another process (\"ss -ltnp sport = :{port}\" shows which)")
             }
             io::ErrorKind::AddrNotAvailable => {
                 format!("this machine does not have the address {ip}")
@@ -54,19 +52,15 @@ impl ListenError {
 
 /// Opens a listening socket.
 pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|source| ListenError { addr, source })
+    TcpListener::bind(addr).await.map_err(|source| ListenError { addr, source })
 }
 
 /// Sets what every connection of ours needs: small messages go out at once, and a peer that lost power is noticed even on
 /// a connection on which nobody waits for anything.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let probes = TcpKeepalive::new()
-        .with_time(Duration::from_secs(10))
-        .with_interval(Duration::from_secs(5))
-        .with_retries(3);
+    let probes =
+        TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5)).with_retries(3);
     SockRef::from(stream).set_tcp_keepalive(&probes)
 }
 
@@ -83,12 +77,8 @@ impl Accept for TcpListener {
 
 /// Accepts connections for ever, at most `most` at a time, each in a task of its own that ends with this future; calls
 /// `serve` with those that got through the TLS handshake.
-pub(crate) async fn accept_loop<S, F>(
-    mut listener: impl Accept,
-    tls: Arc<ServerConfig>,
-    most: usize,
-    serve: S,
-) where
+pub(crate) async fn accept_loop<S, F>(mut listener: impl Accept, tls: Arc<ServerConfig>, most: usize, serve: S)
+where
     S: Fn(TlsStream<TcpStream>, SocketAddr) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send,
 {
@@ -106,10 +96,7 @@ pub(crate) async fn accept_loop<S, F>(
             Ok(accepted) => accepted,
             Err(e) => {
                 // Errors of one connection are over with it; errors of the process last until something is freed.
-                if !matches!(
-                    e.kind(),
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-                ) {
+                if !matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
                     tracing::warn!(error = %e, "cannot accept connections for now");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -164,10 +151,7 @@ mod tests {
     }
 
     impl Accept for Starved {
-        fn poll_accept(
-            &mut self,
-            cx: &mut Context<'_>,
-        ) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
             const EMFILE: i32 = 24;
             match self.failures.checked_sub(1) {
                 Some(left) => {
@@ -186,27 +170,17 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let (served, seen) = oneshot::channel();
         let served = Arc::new(std::sync::Mutex::new(Some(served)));
-        let starved = Starved {
-            failures: 3,
-            then: listener,
-        };
-        let server = tokio::spawn(accept_loop(
-            starved,
-            crate::tls::server_config(&identity).unwrap(),
-            1,
-            move |_, _| {
+        let starved = Starved { failures: 3, then: listener };
+        let server =
+            tokio::spawn(accept_loop(starved, crate::tls::server_config(&identity).unwrap(), 1, move |_, _| {
                 let served = served.lock().unwrap().take();
                 async move { served.map(|s| s.send(())).unwrap().unwrap() }
-            },
-        ));
+            }));
 
         let config = crate::tls::client_config(&identity, 1).unwrap();
         let stream = TcpStream::connect(addr).await.unwrap();
         let name = rustls_pki_types::ServerName::IpAddress(addr.ip().into());
-        let _client = tokio_rustls::TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .unwrap();
+        let _client = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.unwrap();
         seen.await.unwrap();
         server.abort();
     }
@@ -216,13 +190,7 @@ mod tests {
         let first = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = first.local_addr().unwrap();
         let error = listen(addr).await.unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!(
-                "cannot listen on {addr}: port {} is taken",
-                addr.port()
-            )),
-            "{error}"
-        );
+        assert!(error.starts_with(&format!("cannot listen on {addr}: port {} is taken", addr.port())), "{error}");
     }
 
     #[tokio::test]
@@ -231,9 +199,7 @@ mod tests {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let tls = crate::tls::server_config(&identity).unwrap();
-        let server = tokio::spawn(accept_loop(listener, tls, 1, |_, _| async {
-            panic!("served without a handshake")
-        }));
+        let server = tokio::spawn(accept_loop(listener, tls, 1, |_, _| async { panic!("served without a handshake") }));
         let mut silent = TcpStream::connect(addr).await.unwrap();
         assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0);
         server.abort();
@@ -249,12 +215,9 @@ mod tests {
             while stream.read(&mut [0; 1]).await.is_ok_and(|n| n > 0) {}
         }));
         let connect = async || {
-            let connector =
-                tokio_rustls::TlsConnector::from(crate::tls::client_config(&identity, 1).unwrap());
+            let connector = tokio_rustls::TlsConnector::from(crate::tls::client_config(&identity, 1).unwrap());
             let name = rustls_pki_types::ServerName::IpAddress(addr.ip().into());
-            connector
-                .connect(name, TcpStream::connect(addr).await.unwrap())
-                .await
+            connector.connect(name, TcpStream::connect(addr).await.unwrap()).await
         };
         let first = connect().await.unwrap();
         connect().await.unwrap_err();

@@ -61,17 +61,9 @@ pub async fn bind(addr: SocketAddr) -> Result<TcpListener, ListenError> {
 
 /// Serves a tower service, such as an `axum::Router`, over TLS. Connections can be upgraded (WebSockets), and each request
 /// carries its [`PeerAddr`].
-pub fn serve_tls<S, B>(
-    listener: TcpListener,
-    tls: Arc<ServerConfig>,
-    service: S,
-) -> std::io::Result<TlsServer>
+pub fn serve_tls<S, B>(listener: TcpListener, tls: Arc<ServerConfig>, service: S) -> std::io::Result<TlsServer>
 where
-    S: tower_service::Service<Request<Incoming>, Response = Response<B>>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
+    S: tower_service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Error: std::error::Error + Send + Sync + 'static,
     S::Future: Send,
     B: Body<Data = Bytes> + Send + 'static,
@@ -99,8 +91,5 @@ where
             }
         }
     };
-    Ok(TlsServer {
-        addr,
-        task: tokio::spawn(accept_loop(listener, tls, MOST_CONNECTIONS, serve)),
-    })
+    Ok(TlsServer { addr, task: tokio::spawn(accept_loop(listener, tls, MOST_CONNECTIONS, serve)) })
 }

@@ -47,39 +47,23 @@ pub trait Service: Send + Sync + 'static {
 
     /// Serves a byte stream: [accepts](Upgrade::accept) it, and returns when it is over. A fault before that is the answer
     /// to the caller. The stream must not outlive this future, which is dropped when the peer is removed.
-    async fn stream(
-        &self,
-        peer: PeerIdentity,
-        path: &str,
-        body: Bytes,
-        upgrade: Upgrade,
-    ) -> Result<(), Fault> {
+    async fn stream(&self, peer: PeerIdentity, path: &str, body: Bytes, upgrade: Upgrade) -> Result<(), Fault> {
         let _ = (peer, body, upgrade);
-        Err(Fault::new(
-            FaultKind::NotFound,
-            format!("there is no stream {path}"),
-        ))
+        Err(Fault::new(FaultKind::NotFound, format!("there is no stream {path}")))
     }
 }
 
 /// Reads a call's body as JSON.
 pub fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
-    serde_json::from_slice(body).map_err(|e| {
-        Fault::new(
-            FaultKind::BadRequest,
-            format!("the request can't be understood: {e}"),
-        )
-    })
+    serde_json::from_slice(body)
+        .map_err(|e| Fault::new(FaultKind::BadRequest, format!("the request can't be understood: {e}")))
 }
 
 /// Writes an answer as JSON.
 pub fn to_json<T: Serialize>(answer: &T) -> Result<Bytes, Fault> {
-    serde_json::to_vec(answer).map(Bytes::from).map_err(|e| {
-        Fault::new(
-            FaultKind::Internal,
-            format!("the answer can't be written as JSON: {e}"),
-        )
-    })
+    serde_json::to_vec(answer)
+        .map(Bytes::from)
+        .map_err(|e| Fault::new(FaultKind::Internal, format!("the answer can't be written as JSON: {e}")))
 }
 
 /// A caller's wish for a byte stream. Dropping it refuses.
@@ -93,13 +77,8 @@ impl Upgrade {
     /// Tells the caller that it has its stream, and returns our end of it.
     pub async fn accept(self) -> std::io::Result<ByteStream> {
         let gone = |e: &'static str| std::io::Error::new(std::io::ErrorKind::ConnectionAborted, e);
-        self.accept
-            .send(())
-            .map_err(|()| gone("the caller went away before its stream was accepted"))?;
-        self.upgraded
-            .await
-            .map(ByteStream::new)
-            .map_err(std::io::Error::other)
+        self.accept.send(()).map_err(|()| gone("the caller went away before its stream was accepted"))?;
+        self.upgraded.await.map(ByteStream::new).map_err(std::io::Error::other)
     }
 }
 
@@ -154,22 +133,11 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let tls = server_config(identity)?;
         let listener = listen(addr).await?;
-        let addr = listener
-            .local_addr()
-            .map_err(|source| ListenError { addr, source })?;
+        let addr = listener.local_addr().map_err(|source| ListenError { addr, source })?;
         let (recheck, rechecks) = watch::channel(());
-        let shared = Arc::new(Shared {
-            cluster: identity.cluster_id(),
-            admit,
-            service,
-            recheck: rechecks,
-        });
+        let shared = Arc::new(Shared { cluster: identity.cluster_id(), admit, service, recheck: rechecks });
         let serve = move |stream, from| serve_connection(shared.clone(), stream, from);
-        Ok(Self {
-            addr,
-            task: tokio::spawn(accept_loop(listener, tls, MOST_CONNECTIONS, serve)),
-            recheck,
-        })
+        Ok(Self { addr, task: tokio::spawn(accept_loop(listener, tls, MOST_CONNECTIONS, serve)), recheck })
     }
 
     /// The address listened on; its port is the real one where 0 was asked for.
@@ -198,11 +166,7 @@ impl Drop for Server {
 }
 
 async fn serve_connection(shared: Arc<Shared>, stream: TlsStream<TcpStream>, from: SocketAddr) {
-    let certificate = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first());
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = match certificate.map(PeerIdentity::of) {
         Some(Ok(peer)) if peer.cluster == shared.cluster => peer,
         other => {
@@ -218,10 +182,8 @@ async fn serve_connection(shared: Arc<Shared>, stream: TlsStream<TcpStream>, fro
     });
     // No limit on the wait for the next request: callers keep idle connections warm, and TCP's keep-alive tells when a
     // peer is gone.
-    let connection = http1::Builder::new()
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(stream), handler)
-        .with_upgrades();
+    let connection =
+        http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), handler).with_upgrades();
     let expelled = async {
         // A peer that is no member already when it comes is told so by the answer to its request, so wait for a change.
         let mut recheck = watching.recheck.clone();
@@ -242,23 +204,13 @@ async fn serve_connection(shared: Arc<Shared>, stream: TlsStream<TcpStream>, fro
     }
 }
 
-async fn answer(
-    shared: Arc<Shared>,
-    peer: PeerIdentity,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+async fn answer(shared: Arc<Shared>, peer: PeerIdentity, request: Request<Incoming>) -> Response<Full<Bytes>> {
     if !(shared.admit)(&peer) {
-        let fault = Fault::new(
-            FaultKind::Forbidden,
-            format!("node {} is no member of this cluster", peer.node),
-        );
+        let fault = Fault::new(FaultKind::Forbidden, format!("node {} is no member of this cluster", peer.node));
         return closing(refusal(&fault));
     }
     if request.method() != Method::POST {
-        return refusal(&Fault::new(
-            FaultKind::BadRequest,
-            "calls are made with POST",
-        ));
+        return refusal(&Fault::new(FaultKind::BadRequest, "calls are made with POST"));
     }
     let too_large = || {
         let message = format!("the body is longer than {} MiB", MAX_BODY >> 20);
@@ -268,26 +220,15 @@ async fn answer(
         return too_large();
     }
     let path = request.uri().path().to_owned();
-    let wants_stream = request
-        .headers()
-        .get(UPGRADE)
-        .is_some_and(|wanted| wanted == PROTOCOL);
+    let wants_stream = request.headers().get(UPGRADE).is_some_and(|wanted| wanted == PROTOCOL);
     let mut request = request;
     let upgraded = wants_stream.then(|| hyper::upgrade::on(&mut request));
-    let body = match tokio::time::timeout(
-        BODY_TIME,
-        Limited::new(request.into_body(), MAX_BODY).collect(),
-    )
-    .await
-    {
+    let body = match tokio::time::timeout(BODY_TIME, Limited::new(request.into_body(), MAX_BODY).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(e)) if e.is::<LengthLimitError>() => return too_large(),
         Ok(Err(e)) => return closing(refusal(&Fault::new(FaultKind::BadRequest, e.to_string()))),
         Err(_) => {
-            return closing(refusal(&Fault::new(
-                FaultKind::BadRequest,
-                "the body did not come in time",
-            )));
+            return closing(refusal(&Fault::new(FaultKind::BadRequest, "the body did not come in time")));
         }
     };
     match upgraded {
@@ -296,12 +237,7 @@ async fn answer(
     }
 }
 
-async fn call(
-    shared: Arc<Shared>,
-    peer: PeerIdentity,
-    path: String,
-    body: Bytes,
-) -> Response<Full<Bytes>> {
+async fn call(shared: Arc<Shared>, peer: PeerIdentity, path: String, body: Bytes) -> Response<Full<Bytes>> {
     // A task of its own, so that it goes on when the connection, and with it this future, is gone.
     let task = tokio::spawn(async move { shared.service.call(peer, &path, body).await });
     match task.await {
@@ -331,30 +267,20 @@ async fn stream(
     });
     if accepted.await.is_ok() {
         let mut response = response(StatusCode::SWITCHING_PROTOCOLS, Bytes::new());
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        response
-            .headers_mut()
-            .insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
         return response;
     }
     match task.await {
         Ok(Err(fault)) => refusal(&fault),
-        Ok(Ok(())) => refusal(&Fault::new(
-            FaultKind::Unavailable,
-            "the stream was not accepted",
-        )),
+        Ok(Ok(())) => refusal(&Fault::new(FaultKind::Unavailable, "the stream was not accepted")),
         Err(e) => refusal(&failed(&e)),
     }
 }
 
 fn failed(error: &tokio::task::JoinError) -> Fault {
     tracing::error!(%error, "a call from a peer ended in a bug");
-    Fault::new(
-        FaultKind::Internal,
-        "the node failed while carrying out the call; its log says more",
-    )
+    Fault::new(FaultKind::Internal, "the node failed while carrying out the call; its log says more")
 }
 
 fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
@@ -366,15 +292,11 @@ fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
 fn refusal(fault: &Fault) -> Response<Full<Bytes>> {
     let body = serde_json::to_vec(fault).unwrap_or_default();
     let mut response = response(fault.kind.status(), body.into());
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 fn closing(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

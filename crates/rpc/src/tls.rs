@@ -6,13 +6,11 @@ use std::sync::{Arc, LazyLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::server::{
-    NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier,
-};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -42,25 +40,14 @@ pub struct WrongNode {
 
 /// The one source of cryptography.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
-        LazyLock::new(|| Arc::new(ring::default_provider()));
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
     PROVIDER.clone()
 }
 
 /// Checks that a certificate was signed by this CA, holds at this time, and may be used by a server.
-pub(crate) fn check_chain(
-    leaf: &CertificateDer<'_>,
-    ca: &CertificateDer<'_>,
-    now: UnixTime,
-) -> Result<(), Error> {
+pub(crate) fn check_chain(leaf: &CertificateDer<'_>, ca: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
     let algorithms = provider().signature_verification_algorithms.all;
-    verify_server_cert_signed_by_trust_anchor(
-        &ParsedCertificate::try_from(leaf)?,
-        &*roots(ca)?,
-        &[],
-        now,
-        algorithms,
-    )
+    verify_server_cert_signed_by_trust_anchor(&ParsedCertificate::try_from(leaf)?, &*roots(ca)?, &[], now, algorithms)
 }
 
 fn roots(ca: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, Error> {
@@ -71,8 +58,7 @@ fn roots(ca: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, Error> {
 
 /// For the side that is called: TLS 1.3, and a client certificate of our CA is demanded.
 pub fn server_config(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError> {
-    let clients =
-        WebPkiClientVerifier::builder_with_provider(roots(identity.ca())?, provider()).build()?;
+    let clients = WebPkiClientVerifier::builder_with_provider(roots(identity.ca())?, provider()).build()?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(clients)
@@ -88,10 +74,7 @@ pub fn server_config(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError>
 pub fn client_config(identity: &Identity, expect: u64) -> Result<Arc<ClientConfig>, TlsError> {
     let verifier = NodeVerifier {
         roots: roots(identity.ca())?,
-        expect: PeerIdentity {
-            cluster: identity.cluster_id(),
-            node: expect,
-        },
+        expect: PeerIdentity { cluster: identity.cluster_id(), node: expect },
         provider: provider(),
     };
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -122,19 +105,10 @@ impl ServerCertVerifier for NodeVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let cert = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(
-            &cert,
-            &self.roots,
-            intermediates,
-            now,
-            algorithms,
-        )?;
+        verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, intermediates, now, algorithms)?;
         let found = PeerIdentity::of(end_entity).map_err(bad_certificate)?;
         if found != self.expect {
-            return Err(bad_certificate(WrongNode {
-                expected: self.expect,
-                found,
-            }));
+            return Err(bad_certificate(WrongNode { expected: self.expect, found }));
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -145,12 +119,7 @@ impl ServerCertVerifier for NodeVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -159,18 +128,11 @@ impl ServerCertVerifier for NodeVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

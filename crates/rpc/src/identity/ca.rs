@@ -4,9 +4,9 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    date_time_ymd,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::CertificateDer;
@@ -29,28 +29,20 @@ pub struct ClusterCa {
 
 impl fmt::Debug for ClusterCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClusterCa")
-            .field("fingerprint", &self.fingerprint())
-            .finish_non_exhaustive()
+        f.debug_struct("ClusterCa").field("fingerprint", &self.fingerprint()).finish_non_exhaustive()
     }
 }
 
 impl ClusterCa {
     /// Makes a new CA (ECDSA P-256) for the cluster of that name.
     pub fn generate(cluster_name: &str) -> Result<Self, IdentityError> {
-        let make = |source| IdentityError::Make {
-            what: "the cluster CA",
-            source,
-        };
+        let make = |source| IdentityError::Make { what: "the cluster CA", source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
         let mut params = template(&format!("Cardume CA of {cluster_name}"))?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let cert = params.self_signed(&key).map_err(make)?;
-        Ok(Self {
-            cert: cert.der().clone(),
-            key,
-        })
+        Ok(Self { cert: cert.der().clone(), key })
     }
 
     /// Reads a CA from PEM: its certificate and its private key.
@@ -63,11 +55,7 @@ impl ClusterCa {
 
     /// Certificate and private key in PEM. Secret.
     pub fn to_pem(&self) -> String {
-        format!(
-            "{}{}",
-            self.cert_pem(),
-            encoding::pem("PRIVATE KEY", self.key.serialized_der())
-        )
+        format!("{}{}", self.cert_pem(), encoding::pem("PRIVATE KEY", self.key.serialized_der()))
     }
 
     /// The certificate alone in PEM. Public.
@@ -84,35 +72,17 @@ impl ClusterCa {
     ///
     /// Only the public key is taken from the request. Which node the certificate is for is the CA's decision, never the
     /// requester's.
-    pub fn sign_csr(
-        &self,
-        csr_pem: &str,
-        cluster_id: Uuid,
-        node_id: u64,
-    ) -> Result<String, IdentityError> {
-        let make = |source| IdentityError::Make {
-            what: "the node certificate",
-            source,
-        };
-        let csr = CertificateSigningRequestParams::from_pem(csr_pem)
-            .map_err(|source| IdentityError::Request { source })?;
-        let name = PeerIdentity {
-            cluster: cluster_id,
-            node: node_id,
-        }
-        .to_string();
+    pub fn sign_csr(&self, csr_pem: &str, cluster_id: Uuid, node_id: u64) -> Result<String, IdentityError> {
+        let make = |source| IdentityError::Make { what: "the node certificate", source };
+        let csr =
+            CertificateSigningRequestParams::from_pem(csr_pem).map_err(|source| IdentityError::Request { source })?;
+        let name = PeerIdentity { cluster: cluster_id, node: node_id }.to_string();
 
         let mut params = template(&format!("node-{node_id}"))?;
         params.subject_alt_names = vec![SanType::URI(name.try_into().map_err(make)?)];
         // An ECDSA key can't encipher another; QEMU refuses a certificate that doesn't allow it all the same.
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
 
         let issuer = Issuer::from_ca_cert_der(&self.cert, &self.key).map_err(make)?;
@@ -125,18 +95,12 @@ impl ClusterCa {
 fn template(common_name: &str) -> Result<CertificateParams, IdentityError> {
     // 20 bytes are the most that X.509 allows. Clearing the top bit keeps the number positive in that length.
     let mut serial = [0; 20];
-    SystemRandom::new()
-        .fill(&mut serial)
-        .map_err(|_| IdentityError::Random {
-            what: "a serial number",
-        })?;
+    SystemRandom::new().fill(&mut serial).map_err(|_| IdentityError::Random { what: "a serial number" })?;
     serial[0] &= 0x7f;
 
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     // Not "now": a node whose clock battery is dead boots with the date of its software, and only learns the time over
     // the network. It must be able to take part before that.

@@ -43,12 +43,8 @@ pub(super) fn pem(label: &str, der: &[u8]) -> String {
 }
 
 /// The first certificate in a PEM text.
-pub(crate) fn certificate(
-    what: &'static str,
-    pem: &str,
-) -> Result<CertificateDer<'static>, IdentityError> {
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|source| IdentityError::Pem { what, source })
+pub(crate) fn certificate(what: &'static str, pem: &str) -> Result<CertificateDer<'static>, IdentityError> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|source| IdentityError::Pem { what, source })
 }
 
 #[cfg(test)]

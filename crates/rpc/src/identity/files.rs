@@ -18,17 +18,9 @@ impl Identity {
     pub fn save(&self, dir: &Path) -> Result<(), IdentityError> {
         let context = |action: &'static str, path: &Path| {
             let path = path.to_owned();
-            move |source| IdentityError::Io {
-                action,
-                path,
-                source,
-            }
+            move |source| IdentityError::Io { action, path, source }
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(context("create directory", dir))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(context("create directory", dir))?;
         if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
             sync_dir(parent).map_err(context("sync directory", parent))?;
         }
@@ -46,8 +38,7 @@ impl Identity {
             (CERT, "CERTIFICATE", self.leaf.as_ref(), 0o644),
         ] {
             let path = dir.join(name);
-            replace(dir, &path, encoding::pem(label, der).as_bytes(), mode)
-                .map_err(context("write", &path))?;
+            replace(dir, &path, encoding::pem(label, der).as_bytes(), mode).map_err(context("write", &path))?;
         }
         Ok(())
     }
@@ -57,21 +48,13 @@ impl Identity {
         let cert_path = dir.join(CERT);
         let cert = match fs::read_to_string(&cert_path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(|source| IdentityError::Io {
-                action: "read",
-                path: cert_path.clone(),
-                source,
-            })?,
+            read => read.map_err(|source| IdentityError::Io { action: "read", path: cert_path.clone(), source })?,
         };
         let read = |name| {
             let path = dir.join(name);
             match fs::read_to_string(&path) {
                 Ok(text) => Ok((path, text)),
-                Err(source) => Err(IdentityError::Io {
-                    action: "read",
-                    path,
-                    source,
-                }),
+                Err(source) => Err(IdentityError::Io { action: "read", path, source }),
             }
         };
         let (key_path, key) = read(KEY)?;
@@ -79,8 +62,7 @@ impl Identity {
 
         let key = read_key("the node key", &key).map_err(damaged(key_path))?;
         encoding::certificate("the CA certificate", &ca).map_err(damaged(ca_path))?;
-        let leaf = encoding::certificate("the node certificate", &cert)
-            .map_err(damaged(cert_path.clone()))?;
+        let leaf = encoding::certificate("the node certificate", &cert).map_err(damaged(cert_path.clone()))?;
         match Self::assemble(key, leaf, &ca) {
             Ok(identity) => Ok(Some(identity)),
             // An expired certificate or a wrong clock is no damage, and says so itself.
@@ -91,10 +73,7 @@ impl Identity {
 }
 
 fn damaged(path: PathBuf) -> impl FnOnce(IdentityError) -> IdentityError {
-    |source| IdentityError::Damaged {
-        path,
-        source: Box::new(source),
-    }
+    |source| IdentityError::Damaged { path, source: Box::new(source) }
 }
 
 /// Puts a file in the place of what may be there, so that after a crash there is either the old one or the new one, whole.
@@ -105,11 +84,7 @@ fn replace(dir: &Path, path: &Path, content: &[u8], mode: u32) -> io::Result<()>
         _ => {}
     }
     // create_new: the mode counts only for a file that is made here, and nobody may have put one in place before.
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&fresh)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&fresh, path)?;

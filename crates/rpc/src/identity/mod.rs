@@ -13,9 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use rcgen::{
-    CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData,
-};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use uuid::Uuid;
@@ -76,9 +74,7 @@ pub enum IdentityError {
         what: &'static str,
     },
     /// The certificate is not good under the CA that came with it.
-    #[error(
-        "cannot use the node certificate: it does not hold under the cluster CA (is this machine's clock right?)"
-    )]
+    #[error("cannot use the node certificate: it does not hold under the cluster CA (is this machine's clock right?)")]
     Chain {
         /// Cause.
         #[source]
@@ -150,37 +146,22 @@ impl NodeKey {
     pub fn generate() -> Result<Self, IdentityError> {
         KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
             .map(Self)
-            .map_err(|source| IdentityError::Make {
-                what: "the node key",
-                source,
-            })
+            .map_err(|source| IdentityError::Make { what: "the node key", source })
     }
 
     /// The request for a certificate, in PEM. The node's name in it is for the reader of logs only: the CA alone decides
     /// which node the certificate is for.
     pub fn csr_pem(&self, node_name: &str) -> Result<String, IdentityError> {
-        let make = |source| IdentityError::Make {
-            what: "the certificate request",
-            source,
-        };
+        let make = |source| IdentityError::Make { what: "the certificate request", source };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, node_name);
-        params
-            .serialize_request(&self.0)
-            .and_then(|csr| csr.pem())
-            .map_err(make)
+        params.distinguished_name.push(DnType::CommonName, node_name);
+        params.serialize_request(&self.0).and_then(|csr| csr.pem()).map_err(make)
     }
 
     /// Puts key, certificate and CA together, and checks that they belong together.
     pub fn into_identity(self, cert_pem: &str, ca_pem: &str) -> Result<Identity, IdentityError> {
-        Identity::assemble(
-            self.0,
-            encoding::certificate("the node certificate", cert_pem)?,
-            ca_pem,
-        )
+        Identity::assemble(self.0, encoding::certificate("the node certificate", cert_pem)?, ca_pem)
     }
 }
 
@@ -194,22 +175,12 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn assemble(
-        key: KeyPair,
-        leaf: CertificateDer<'static>,
-        ca_pem: &str,
-    ) -> Result<Self, IdentityError> {
+    fn assemble(key: KeyPair, leaf: CertificateDer<'static>, ca_pem: &str) -> Result<Self, IdentityError> {
         let ca = encoding::certificate("the CA certificate", ca_pem)?;
         check_key("the node key", &key, &leaf)?;
         let me = PeerIdentity::of(&leaf)?;
-        tls::check_chain(&leaf, &ca, UnixTime::now())
-            .map_err(|source| IdentityError::Chain { source })?;
-        Ok(Self {
-            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
-            leaf,
-            ca,
-            me,
-        })
+        tls::check_chain(&leaf, &ca, UnixTime::now()).map_err(|source| IdentityError::Chain { source })?;
+        Ok(Self { key: PrivatePkcs8KeyDer::from(key.serialize_der()), leaf, ca, me })
     }
 
     /// The cluster that this node belongs to.
@@ -254,15 +225,9 @@ impl Identity {
 }
 
 /// Whether a certificate was made for a key.
-fn check_key(
-    what: &'static str,
-    key: &KeyPair,
-    cert: &CertificateDer<'_>,
-) -> Result<(), IdentityError> {
-    let (_, parsed) = X509Certificate::from_der(cert).map_err(|e| IdentityError::Certificate {
-        what: "the certificate",
-        reason: e.to_string(),
-    })?;
+fn check_key(what: &'static str, key: &KeyPair, cert: &CertificateDer<'_>) -> Result<(), IdentityError> {
+    let (_, parsed) = X509Certificate::from_der(cert)
+        .map_err(|e| IdentityError::Certificate { what: "the certificate", reason: e.to_string() })?;
     if parsed.public_key().raw == key.subject_public_key_info() {
         Ok(())
     } else {
@@ -272,8 +237,8 @@ fn check_key(
 
 /// Reads a PKCS #8 private key.
 fn read_key(what: &'static str, pem: &str) -> Result<KeyPair, IdentityError> {
-    let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes())
-        .map_err(|source| IdentityError::Pem { what, source })?;
+    let der =
+        PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|source| IdentityError::Pem { what, source })?;
     KeyPair::try_from(&der).map_err(|source| IdentityError::Make { what, source })
 }
 

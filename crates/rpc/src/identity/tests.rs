@@ -13,32 +13,20 @@ pub(crate) struct TestCluster {
 impl TestCluster {
     pub(crate) fn node(&self, node: u64) -> Identity {
         let key = NodeKey::generate().unwrap();
-        let cert = self
-            .ca
-            .sign_csr(&key.csr_pem("a.example").unwrap(), self.id, node)
-            .unwrap();
+        let cert = self.ca.sign_csr(&key.csr_pem("a.example").unwrap(), self.id, node).unwrap();
         key.into_identity(&cert, &self.ca.cert_pem()).unwrap()
     }
 }
 
 pub(crate) fn cluster() -> TestCluster {
-    TestCluster {
-        id: Uuid::new_v4(),
-        ca: ClusterCa::generate("cluster01").unwrap(),
-    }
+    TestCluster { id: Uuid::new_v4(), ca: ClusterCa::generate("cluster01").unwrap() }
 }
 
 #[test]
 fn the_ca_decides_which_node_a_certificate_is_for() {
     let cluster = cluster();
     let node = cluster.node(3);
-    assert_eq!(
-        node.peer(),
-        PeerIdentity {
-            cluster: cluster.id,
-            node: 3
-        }
-    );
+    assert_eq!(node.peer(), PeerIdentity { cluster: cluster.id, node: 3 });
     assert_eq!(node.ca_fingerprint(), cluster.ca.fingerprint());
     assert_eq!(PeerIdentity::of(&node.chain()[0]).unwrap(), node.peer());
 }
@@ -61,15 +49,8 @@ fn the_ca_survives_pem() {
     let read = ClusterCa::from_pem(&cluster.ca.to_pem()).unwrap();
     assert_eq!(read.fingerprint(), cluster.ca.fingerprint());
     let key = NodeKey::generate().unwrap();
-    let cert = read
-        .sign_csr(&key.csr_pem("b").unwrap(), cluster.id, 2)
-        .unwrap();
-    assert_eq!(
-        key.into_identity(&cert, &cluster.ca.cert_pem())
-            .unwrap()
-            .node_id(),
-        2
-    );
+    let cert = read.sign_csr(&key.csr_pem("b").unwrap(), cluster.id, 2).unwrap();
+    assert_eq!(key.into_identity(&cert, &cluster.ca.cert_pem()).unwrap().node_id(), 2);
 }
 
 #[test]
@@ -77,10 +58,7 @@ fn a_ca_with_anothers_key_is_refused() {
     let (one, other) = (cluster(), cluster());
     let key = other.ca.to_pem().replace(&other.ca.cert_pem(), "");
     let mixed = format!("{}{key}", one.ca.cert_pem());
-    assert!(matches!(
-        ClusterCa::from_pem(&mixed),
-        Err(IdentityError::KeyMismatch { .. })
-    ));
+    assert!(matches!(ClusterCa::from_pem(&mixed), Err(IdentityError::KeyMismatch { .. })));
 }
 
 #[test]
@@ -88,13 +66,7 @@ fn a_damaged_request_is_refused() {
     let cluster = cluster();
     let csr = NodeKey::generate().unwrap().csr_pem("x").unwrap();
     for bad in ["", "hello", &csr[..csr.len() / 2]] {
-        assert!(
-            matches!(
-                cluster.ca.sign_csr(bad, cluster.id, 1),
-                Err(IdentityError::Request { .. })
-            ),
-            "{bad:?}"
-        );
+        assert!(matches!(cluster.ca.sign_csr(bad, cluster.id, 1), Err(IdentityError::Request { .. })), "{bad:?}");
     }
 }
 
@@ -102,15 +74,9 @@ fn a_damaged_request_is_refused() {
 fn certificate_key_and_ca_must_belong_together() {
     let (cluster, other) = (cluster(), cluster());
     let (key, stranger) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
-    let cert = cluster
-        .ca
-        .sign_csr(&key.csr_pem("a").unwrap(), cluster.id, 1)
-        .unwrap();
+    let cert = cluster.ca.sign_csr(&key.csr_pem("a").unwrap(), cluster.id, 1).unwrap();
     let of_stranger = stranger.into_identity(&cert, &cluster.ca.cert_pem());
-    assert!(matches!(
-        of_stranger,
-        Err(IdentityError::KeyMismatch { .. })
-    ));
+    assert!(matches!(of_stranger, Err(IdentityError::KeyMismatch { .. })));
     let under_other_ca = key.into_identity(&cert, &other.ca.cert_pem());
     assert!(matches!(under_other_ca, Err(IdentityError::Chain { .. })));
 }
@@ -125,18 +91,8 @@ fn an_identity_survives_the_disk_and_its_key_is_private() {
     first.save(&dir).unwrap();
     let read = Identity::load(&dir).unwrap().unwrap();
     assert_eq!((read.peer(), read.chain()), (first.peer(), first.chain()));
-    assert_eq!(
-        fs::metadata(dir.join("node.key"))
-            .unwrap()
-            .permissions()
-            .mode()
-            & 0o777,
-        0o600
-    );
-    assert_eq!(
-        fs::metadata(&dir).unwrap().permissions().mode() & 0o777,
-        0o700
-    );
+    assert_eq!(fs::metadata(dir.join("node.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
 
     let second = cluster.node(5);
     second.save(&dir).unwrap();
@@ -154,10 +110,7 @@ fn half_an_identity_is_none_and_a_damaged_one_is_named() {
         let good = fs::read(&path).unwrap();
         fs::write(&path, "-----BEGIN CERTIFICATE-----\ntorn").unwrap();
         let error = Identity::load(dir).unwrap_err();
-        assert!(
-            error.to_string().contains(&path.display().to_string()),
-            "{file}: {error}"
-        );
+        assert!(error.to_string().contains(&path.display().to_string()), "{file}: {error}");
         fs::write(&path, good).unwrap();
     }
 

@@ -37,9 +37,7 @@ pub enum JoinError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// No connection.
-    #[error(
-        "cannot reach the cluster at {addr}: is the address right, and does the daemon run there?"
-    )]
+    #[error("cannot reach the cluster at {addr}: is the address right, and does the daemon run there?")]
     Connect {
         /// The address that was tried.
         addr: SocketAddr,
@@ -48,9 +46,7 @@ pub enum JoinError {
         source: std::io::Error,
     },
     /// Somebody else answers there. The secret was not sent.
-    #[error(
-        "what answers at {addr} is not the cluster that the token is for; the token's secret was not sent"
-    )]
+    #[error("what answers at {addr} is not the cluster that the token is for; the token's secret was not sent")]
     OtherCluster {
         /// The address that was tried.
         addr: SocketAddr,
@@ -80,11 +76,7 @@ pub enum JoinError {
 struct NoSuchCa(Fingerprint);
 
 /// Asks the cluster at `addr` (a node's API port) to let this machine in.
-pub async fn join(
-    addr: SocketAddr,
-    token: &JoinToken,
-    request: &JoinRequest,
-) -> Result<JoinReply, JoinError> {
+pub async fn join(addr: SocketAddr, token: &JoinToken, request: &JoinRequest) -> Result<JoinReply, JoinError> {
     let lost = |source: Box<dyn std::error::Error + Send + Sync>| JoinError::Lost { addr, source };
     let body = serde_json::to_vec(request).map_err(|e| lost(e.into()))?;
     let post = Request::post(JOIN_PATH)
@@ -94,16 +86,11 @@ pub async fn join(
         .map_err(|e| lost(e.into()))?;
 
     let stream = connect(addr, join_client_config(token)?).await?;
-    let (mut sender, driver) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| lost(e.into()))?;
+    let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(e.into()))?;
     let exchange = async {
         let response = sender.send_request(post).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await?
-            .to_bytes();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>((status, body))
     };
     let mut driver = std::pin::pin!(driver);
@@ -124,14 +111,11 @@ pub async fn join(
     if status != StatusCode::OK {
         return match serde_json::from_slice(&body) {
             Ok(fault) => Err(JoinError::Refused(fault)),
-            Err(_) => Err(lost(
-                format!("answered with HTTP status {status} and no explanation").into(),
-            )),
+            Err(_) => Err(lost(format!("answered with HTTP status {status} and no explanation").into())),
         };
     }
     let reply: JoinReply = serde_json::from_slice(&body).map_err(|e| lost(e.into()))?;
-    let ca =
-        encoding::certificate("the CA certificate", &reply.ca_pem).map_err(|e| lost(e.into()))?;
+    let ca = encoding::certificate("the CA certificate", &reply.ca_pem).map_err(|e| lost(e.into()))?;
     if Fingerprint::of(&ca) != token.ca {
         return Err(lost(NoSuchCa(token.ca).into()));
     }
@@ -147,15 +131,12 @@ async fn connect(
         let stream = TcpStream::connect(addr).await.map_err(unreachable)?;
         tune(&stream).map_err(unreachable)?;
         let name = ServerName::IpAddress(addr.ip().into());
-        TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .map_err(
-                |source| match source.get_ref().and_then(|e| e.downcast_ref()) {
-                    Some(Error::InvalidCertificate(_)) => JoinError::OtherCluster { addr, source },
-                    _ => unreachable(source),
-                },
-            )
+        TlsConnector::from(config).connect(name, stream).await.map_err(|source| {
+            match source.get_ref().and_then(|e| e.downcast_ref()) {
+                Some(Error::InvalidCertificate(_)) => JoinError::OtherCluster { addr, source },
+                _ => unreachable(source),
+            }
+        })
     };
     match tokio::time::timeout(HANDSHAKE_TIME, connecting).await {
         Ok(connected) => connected,
@@ -165,10 +146,7 @@ async fn connect(
 
 /// For a machine that joins: TLS 1.3 to a node of the cluster whose CA has the token's fingerprint.
 pub fn join_client_config(token: &JoinToken) -> Result<Arc<ClientConfig>, TlsError> {
-    let verifier = TokenVerifier {
-        ca: token.ca,
-        provider: provider(),
-    };
+    let verifier = TokenVerifier { ca: token.ca, provider: provider() };
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
@@ -208,12 +186,7 @@ impl ServerCertVerifier for TokenVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -222,17 +195,10 @@ impl ServerCertVerifier for TokenVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

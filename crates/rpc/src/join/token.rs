@@ -31,11 +31,7 @@ impl JoinSecret {
     /// A new random secret.
     pub fn generate() -> Result<Self, IdentityError> {
         let mut secret = [0; SECRET];
-        SystemRandom::new()
-            .fill(&mut secret)
-            .map_err(|_| IdentityError::Random {
-                what: "a join token",
-            })?;
+        SystemRandom::new().fill(&mut secret).map_err(|_| IdentityError::Random { what: "a join token" })?;
         Ok(Self(secret))
     }
 
@@ -61,9 +57,7 @@ impl Serialize for JoinSecret {
 impl<'de> Deserialize<'de> for JoinSecret {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
-        encoding::unhex(&text)
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("a secret is 32 hexadecimal digits"))
+        encoding::unhex(&text).map(Self).ok_or_else(|| serde::de::Error::custom("a secret is 32 hexadecimal digits"))
     }
 }
 
@@ -109,9 +103,7 @@ pub enum TokenError {
     #[error("not a join token: it should begin with \"{PREFIX}\"; \"gnt-node add\" prints it")]
     NotAToken,
     /// It comes from a newer Cardume, or its prefix is mistyped.
-    #[error(
-        "the join token is of a kind that this version does not know, or its beginning is mistyped"
-    )]
+    #[error("the join token is of a kind that this version does not know, or its beginning is mistyped")]
     Version,
     /// It has lost or won characters.
     #[error("the join token is mistyped: it has {found} characters instead of {expected}")]
@@ -129,45 +121,28 @@ pub enum TokenError {
 impl JoinToken {
     /// A new token for the cluster with this CA.
     pub fn generate(ca: Fingerprint) -> Result<Self, IdentityError> {
-        Ok(Self {
-            secret: JoinSecret::generate()?,
-            ca,
-        })
+        Ok(Self { secret: JoinSecret::generate()?, ca })
     }
 
     /// Reads a token as [`Display`](fmt::Display) writes it. White space around it is ignored.
     pub fn parse(word: &str) -> Result<Self, TokenError> {
         let word = word.trim();
         let Some(coded) = word.strip_prefix(PREFIX) else {
-            return Err(if word.starts_with(FAMILY) {
-                TokenError::Version
-            } else {
-                TokenError::NotAToken
-            });
+            return Err(if word.starts_with(FAMILY) { TokenError::Version } else { TokenError::NotAToken });
         };
         let expected = base64::encoded_len(SECRET + FINGERPRINT + CRC, false).unwrap_or_default();
         if coded.chars().count() != expected {
             let prefix = PREFIX.len();
-            return Err(TokenError::Length {
-                expected: prefix + expected,
-                found: prefix + coded.chars().count(),
-            });
+            return Err(TokenError::Length { expected: prefix + expected, found: prefix + coded.chars().count() });
         }
-        let bytes = URL_SAFE_NO_PAD
-            .decode(coded)
-            .map_err(|_| TokenError::Mistyped)?;
-        let (content, crc) = bytes
-            .split_last_chunk::<CRC>()
-            .ok_or(TokenError::Mistyped)?;
+        let bytes = URL_SAFE_NO_PAD.decode(coded).map_err(|_| TokenError::Mistyped)?;
+        let (content, crc) = bytes.split_last_chunk::<CRC>().ok_or(TokenError::Mistyped)?;
         if checksum(content).to_be_bytes() != *crc {
             return Err(TokenError::Mistyped);
         }
         let (secret, ca) = content.split_at(SECRET);
         match (secret.try_into(), ca.try_into()) {
-            (Ok(secret), Ok(ca)) => Ok(Self {
-                secret: JoinSecret(secret),
-                ca: Fingerprint(ca),
-            }),
+            (Ok(secret), Ok(ca)) => Ok(Self { secret: JoinSecret(secret), ca: Fingerprint(ca) }),
             _ => Err(TokenError::Mistyped),
         }
     }
@@ -208,10 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn token(secret: [u8; SECRET], ca: [u8; FINGERPRINT]) -> JoinToken {
-        JoinToken {
-            secret: JoinSecret(secret),
-            ca: Fingerprint(ca),
-        }
+        JoinToken { secret: JoinSecret(secret), ca: Fingerprint(ca) }
     }
 
     proptest! {
@@ -249,10 +221,7 @@ mod tests {
     fn every_typing_error_in_one_word_is_refused() {
         let word = token([0x5a; SECRET], [0xc3; FINGERPRINT]).to_string();
         for at in 0..word.len() {
-            for other in (0x21..0x7f_u8)
-                .map(char::from)
-                .filter(|c| !word[at..].starts_with(*c))
-            {
+            for other in (0x21..0x7f_u8).map(char::from).filter(|c| !word[at..].starts_with(*c)) {
                 let mut typed = word.clone();
                 typed.replace_range(at..=at, &other.to_string());
                 assert!(JoinToken::parse(&typed).is_err(), "{typed}");
@@ -266,13 +235,7 @@ mod tests {
         let error = |word: &str| JoinToken::parse(word).unwrap_err();
         assert_eq!(error("hello"), TokenError::NotAToken);
         assert_eq!(error(&word.replacen('1', "2", 1)), TokenError::Version);
-        assert_eq!(
-            error(&word[..word.len() - 1]),
-            TokenError::Length {
-                expected: word.len(),
-                found: word.len() - 1
-            }
-        );
+        assert_eq!(error(&word[..word.len() - 1]), TokenError::Length { expected: word.len(), found: word.len() - 1 });
         assert_eq!(error(&word.replace("AQEB", "AQEC")), TokenError::Mistyped);
     }
 

@@ -9,8 +9,8 @@ use axum::routing::post;
 use axum::{Json, Router};
 use rpc::join::{JOIN_PATH, join_server_config};
 use rpc::{
-    ClusterCa, Fault, FaultKind, Identity, JoinError, JoinReply, JoinRequest, JoinToken, NodeKey,
-    PeerAddr, SecretDigest, TlsServer, join, serve_tls,
+    ClusterCa, Fault, FaultKind, Identity, JoinError, JoinReply, JoinRequest, JoinToken, NodeKey, PeerAddr,
+    SecretDigest, TlsServer, join, serve_tls,
 };
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
@@ -33,18 +33,11 @@ async fn let_in(
     door.knocks.fetch_add(1, Ordering::SeqCst);
     assert!(from.ip().is_loopback());
     if !door.expected.matches(&request.secret) {
-        let fault = Fault::new(
-            FaultKind::Forbidden,
-            "the token is not known; it may have been used or be too old",
-        );
+        let fault = Fault::new(FaultKind::Forbidden, "the token is not known; it may have been used or be too old");
         return Err((fault.kind.status(), Json(fault)));
     }
     let cert_pem = door.ca.sign_csr(&request.csr_pem, door.cluster, 2).unwrap();
-    Ok(Json(JoinReply {
-        cert_pem,
-        ca_pem: door.ca.cert_pem(),
-        extra: request.extra,
-    }))
+    Ok(Json(JoinReply { cert_pem, ca_pem: door.ca.cert_pem(), extra: request.extra }))
 }
 
 /// A node with an open door, and the token for it.
@@ -52,10 +45,7 @@ async fn open_door(cluster: &Cluster) -> (TlsServer, Arc<Door>, JoinToken) {
     open_door_with(cluster, join_server_config(&cluster.node(1)).unwrap()).await
 }
 
-async fn open_door_with(
-    cluster: &Cluster,
-    tls: Arc<ServerConfig>,
-) -> (TlsServer, Arc<Door>, JoinToken) {
+async fn open_door_with(cluster: &Cluster, tls: Arc<ServerConfig>) -> (TlsServer, Arc<Door>, JoinToken) {
     let token = JoinToken::generate(cluster.ca.fingerprint()).unwrap();
     let door = Arc::new(Door {
         ca: ClusterCa::from_pem(&cluster.ca.to_pem()).unwrap(),
@@ -63,9 +53,7 @@ async fn open_door_with(
         expected: token.secret.digest(),
         knocks: AtomicUsize::new(0),
     });
-    let app = Router::new()
-        .route(JOIN_PATH, post(let_in))
-        .with_state(door.clone());
+    let app = Router::new().route(JOIN_PATH, post(let_in)).with_state(door.clone());
     let listener = rpc::serve::bind(anywhere()).await.unwrap();
     (serve_tls(listener, tls, app).unwrap(), door, token)
 }
@@ -85,9 +73,7 @@ async fn the_right_token_makes_a_node() {
     let (server, door, token) = open_door(&cluster).await;
     let typed: JoinToken = token.to_string().parse().unwrap();
     let key = NodeKey::generate().unwrap();
-    let reply = join(server.local_addr(), &typed, &request(&typed, &key))
-        .await
-        .unwrap();
+    let reply = join(server.local_addr(), &typed, &request(&typed, &key)).await.unwrap();
     assert_eq!(reply.extra["primary"], "10.0.0.6");
     let identity = key.into_identity(&reply.cert_pem, &reply.ca_pem).unwrap();
     assert_eq!((identity.cluster_id(), identity.node_id()), (cluster.id, 2));
@@ -99,17 +85,8 @@ async fn a_wrong_secret_is_refused_by_the_cluster() {
     let cluster = Cluster::new();
     let (server, _door, _token) = open_door(&cluster).await;
     let forged = JoinToken::generate(cluster.ca.fingerprint()).unwrap();
-    let error = join(
-        server.local_addr(),
-        &forged,
-        &request(&forged, &NodeKey::generate().unwrap()),
-    )
-    .await
-    .unwrap_err();
-    assert!(
-        matches!(&error, JoinError::Refused(f) if f.kind == FaultKind::Forbidden),
-        "{error:?}"
-    );
+    let error = join(server.local_addr(), &forged, &request(&forged, &NodeKey::generate().unwrap())).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(f) if f.kind == FaultKind::Forbidden), "{error:?}");
 }
 
 #[tokio::test]
@@ -117,13 +94,7 @@ async fn a_cluster_with_another_fingerprint_does_not_get_the_secret() {
     let (cluster, other) = (Cluster::new(), Cluster::new());
     let (server, door, _token) = open_door(&cluster).await;
     let token = JoinToken::generate(other.ca.fingerprint()).unwrap();
-    let error = join(
-        server.local_addr(),
-        &token,
-        &request(&token, &NodeKey::generate().unwrap()),
-    )
-    .await
-    .unwrap_err();
+    let error = join(server.local_addr(), &token, &request(&token, &NodeKey::generate().unwrap())).await.unwrap_err();
     assert!(matches!(error, JoinError::OtherCluster { .. }), "{error:?}");
     assert_eq!(door.knocks.load(Ordering::SeqCst), 0);
 }
@@ -137,19 +108,10 @@ async fn an_impostor_that_shows_the_right_ca_does_not_get_the_secret() {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(
-            vec![impostor.chain()[0].clone(), cluster.node(1).ca().clone()],
-            impostor.key(),
-        )
+        .with_single_cert(vec![impostor.chain()[0].clone(), cluster.node(1).ca().clone()], impostor.key())
         .unwrap();
     let (server, door, token) = open_door_with(&cluster, Arc::new(config)).await;
-    let error = join(
-        server.local_addr(),
-        &token,
-        &request(&token, &NodeKey::generate().unwrap()),
-    )
-    .await
-    .unwrap_err();
+    let error = join(server.local_addr(), &token, &request(&token, &NodeKey::generate().unwrap())).await.unwrap_err();
     assert!(matches!(error, JoinError::OtherCluster { .. }), "{error:?}");
     assert_eq!(door.knocks.load(Ordering::SeqCst), 0);
 }
@@ -160,13 +122,7 @@ async fn nobody_at_the_address_is_said() {
     let (server, _door, token) = open_door(&cluster).await;
     let addr = server.local_addr();
     server.shutdown().await;
-    let error = join(
-        addr,
-        &token,
-        &request(&token, &NodeKey::generate().unwrap()),
-    )
-    .await
-    .unwrap_err();
+    let error = join(addr, &token, &request(&token, &NodeKey::generate().unwrap())).await.unwrap_err();
     assert!(matches!(error, JoinError::Connect { .. }), "{error:?}");
     assert!(error.to_string().contains(&addr.to_string()), "{error}");
 }

@@ -25,11 +25,7 @@ fn trust(identity: &Identity) -> RootCertStore {
 
 /// TLS to node 1 of our cluster, presenting what another identity has to present, or nothing. (A [`Client`](rpc::Client)
 /// wouldn't do: it refuses a server of another CA before it comes to its own certificate.)
-async fn connect(
-    addr: SocketAddr,
-    trusted: &Identity,
-    present: Option<&Identity>,
-) -> TlsStream<TcpStream> {
+async fn connect(addr: SocketAddr, trusted: &Identity, present: Option<&Identity>) -> TlsStream<TcpStream> {
     let ours = tls::client_config(trusted, 1).unwrap();
     let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&TLS13])
@@ -37,19 +33,13 @@ async fn connect(
         .with_root_certificates(trust(trusted))
         .with_no_client_auth();
     if let Some(identity) = present {
-        config.client_auth_cert_resolver = tls::client_config(identity, 1)
-            .unwrap()
-            .client_auth_cert_resolver
-            .clone();
+        config.client_auth_cert_resolver = tls::client_config(identity, 1).unwrap().client_auth_cert_resolver.clone();
     }
     // The check of the server is not what is tested: take the one that knows no host names.
     let mut checked = (*ours).clone();
     checked.client_auth_cert_resolver = config.client_auth_cert_resolver;
     let name = ServerName::IpAddress(addr.ip().into());
-    TlsConnector::from(Arc::new(checked))
-        .connect(name, TcpStream::connect(addr).await.unwrap())
-        .await
-        .unwrap()
+    TlsConnector::from(Arc::new(checked)).connect(name, TcpStream::connect(addr).await.unwrap()).await.unwrap()
 }
 
 /// Sends a call by hand and returns what comes back until the server hangs up.
@@ -61,8 +51,7 @@ async fn raw_call(mut stream: TlsStream<TcpStream>, head: &str) -> std::io::Resu
     Ok(answer)
 }
 
-const ECHO: &str =
-    "POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const ECHO: &str = "POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 #[tokio::test]
 async fn a_member_by_hand_is_served() {
@@ -70,9 +59,7 @@ async fn a_member_by_hand_is_served() {
     let cluster = Cluster::new();
     let (server, probe) = serve(&cluster.node(1)).await;
     let me = cluster.node(2);
-    let answer = raw_call(connect(server.local_addr(), &me, Some(&me)).await, ECHO)
-        .await
-        .unwrap();
+    let answer = raw_call(connect(server.local_addr(), &me, Some(&me)).await, ECHO).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(probe.calls(), 1);
 }
@@ -93,44 +80,19 @@ async fn a_server_of_another_ca_is_refused() {
     let (cluster, other) = (Cluster::new(), Cluster::new());
     let (server, probe) = serve(&cluster.node(1)).await;
     let client = other.client(2);
-    let error = client
-        .call(
-            1,
-            server.local_addr(),
-            Lane::Control,
-            "/echo",
-            Bytes::new(),
-            AMPLE,
-        )
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            CallError::NotSent {
-                source: ConnectError::Identity(_),
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = client.call(1, server.local_addr(), Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap_err();
+    assert!(matches!(error, CallError::NotSent { source: ConnectError::Identity(_), .. }), "{error:?}");
     assert_eq!(probe.calls(), 0);
 }
 
 #[tokio::test]
 async fn the_same_ca_but_another_cluster_is_refused() {
     let cluster = Cluster::new();
-    let other = Cluster {
-        id: uuid::Uuid::new_v4(),
-        ca: rpc::ClusterCa::from_pem(&cluster.ca.to_pem()).unwrap(),
-    };
+    let other = Cluster { id: uuid::Uuid::new_v4(), ca: rpc::ClusterCa::from_pem(&cluster.ca.to_pem()).unwrap() };
     let (server, probe) = serve(&cluster.node(1)).await;
     let stream = connect(server.local_addr(), &cluster.node(2), Some(&other.node(2))).await;
     let answer = raw_call(stream, ECHO).await;
-    assert!(
-        answer.as_ref().is_err() || answer.as_ref().is_ok_and(String::is_empty),
-        "{answer:?}"
-    );
+    assert!(answer.as_ref().is_err() || answer.as_ref().is_ok_and(String::is_empty), "{answer:?}");
     assert_eq!(probe.calls(), 0);
 }
 
@@ -149,10 +111,7 @@ async fn a_server_that_refuses_our_certificate_has_not_done_the_call() {
     let (cluster, other) = (Cluster::new(), Cluster::new());
     let node = cluster.node(1);
     let provider = Arc::new(default_provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(
-        Arc::new(trust(&other.node(9))),
-        provider.clone(),
-    );
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(trust(&other.node(9))), provider.clone());
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .unwrap()
@@ -163,29 +122,11 @@ async fn a_server_that_refuses_our_certificate_has_not_done_the_call() {
     let addr = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let (_, mut stream) = TlsAcceptor::from(Arc::new(config))
-            .accept(stream)
-            .into_fallible()
-            .await
-            .err()
-            .unwrap();
+        let (_, mut stream) = TlsAcceptor::from(Arc::new(config)).accept(stream).into_fallible().await.err().unwrap();
         while stream.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {}
     });
-    let error = cluster
-        .client(2)
-        .call(1, addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            CallError::NotSent {
-                source: ConnectError::Identity(_),
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = cluster.client(2).call(1, addr, Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap_err();
+    assert!(matches!(error, CallError::NotSent { source: ConnectError::Identity(_), .. }), "{error:?}");
     assert!(error.never_sent());
     server.await.unwrap();
 }
@@ -194,25 +135,9 @@ async fn a_server_that_refuses_our_certificate_has_not_done_the_call() {
 async fn another_node_behind_the_address_is_refused() {
     let cluster = Cluster::new();
     let (server, probe) = serve(&cluster.node(1)).await;
-    let error = cluster
-        .client(2)
-        .call(
-            3,
-            server.local_addr(),
-            Lane::Control,
-            "/echo",
-            Bytes::new(),
-            AMPLE,
-        )
-        .await
-        .unwrap_err();
-    let CallError::NotSent {
-        source: ConnectError::WrongNode(wrong),
-        ..
-    } = &error
-    else {
-        panic!("{error:?}")
-    };
+    let error =
+        cluster.client(2).call(3, server.local_addr(), Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap_err();
+    let CallError::NotSent { source: ConnectError::WrongNode(wrong), .. } = &error else { panic!("{error:?}") };
     assert_eq!((wrong.expected.node, wrong.found.node), (3, 1));
     assert_eq!(probe.calls(), 0);
 }
@@ -223,22 +148,12 @@ async fn a_removed_node_is_refused_on_its_open_connection_and_on_a_new_one() {
     let (server, probe) = serve(&cluster.node(1)).await;
     let relay = Relay::to(server.local_addr()).await;
     let client = cluster.client(2);
-    client
-        .call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
-        .await
-        .unwrap();
+    client.call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap();
 
     probe.remove_the_caller();
     for connections in [1, 2] {
-        let error = client
-            .call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
-            .await
-            .unwrap_err();
-        assert_eq!(
-            error.fault().map(|f| f.kind),
-            Some(FaultKind::Forbidden),
-            "{error:?}"
-        );
+        let error = client.call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap_err();
+        assert_eq!(error.fault().map(|f| f.kind), Some(FaultKind::Forbidden), "{error:?}");
         assert_eq!(relay.accepted(), connections);
         // Refused, and hung up on.
         relay.closed_by_caller().await;
@@ -252,17 +167,11 @@ async fn a_removed_node_loses_its_idle_connections() {
     let (server, probe) = serve(&cluster.node(1)).await;
     let relay = Relay::to(server.local_addr()).await;
     let client = cluster.client(2);
-    client
-        .call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
-        .await
-        .unwrap();
+    client.call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap();
 
     // One that is still a member keeps its own.
     server.recheck();
-    client
-        .call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
-        .await
-        .unwrap();
+    client.call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap();
     assert_eq!(relay.accepted(), 1);
 
     probe.remove_the_caller();
@@ -270,15 +179,8 @@ async fn a_removed_node_loses_its_idle_connections() {
     relay.closed_by_caller().await;
 
     // When it comes again it is still told why not.
-    let again = client
-        .call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
-        .await
-        .unwrap_err();
-    assert_eq!(
-        again.fault().map(|f| f.kind),
-        Some(FaultKind::Forbidden),
-        "{again:?}"
-    );
+    let again = client.call(1, relay.addr, Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap_err();
+    assert_eq!(again.fault().map(|f| f.kind), Some(FaultKind::Forbidden), "{again:?}");
 }
 
 #[tokio::test]
@@ -286,13 +188,8 @@ async fn a_body_that_is_too_long_is_refused_before_it_comes() {
     let cluster = Cluster::new();
     let (server, probe) = serve(&cluster.node(1)).await;
     let me = cluster.node(2);
-    let head = format!(
-        "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
-        MAX_BODY + 1
-    );
-    let answer = raw_call(connect(server.local_addr(), &me, Some(&me)).await, &head)
-        .await
-        .unwrap();
+    let head = format!("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", MAX_BODY + 1);
+    let answer = raw_call(connect(server.local_addr(), &me, Some(&me)).await, &head).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert_eq!(probe.calls(), 0);
 }
@@ -302,12 +199,8 @@ async fn what_is_not_http_is_hung_up_on() {
     let cluster = Cluster::new();
     let (server, probe) = serve(&cluster.node(1)).await;
     let me = cluster.node(2);
-    let answer = raw_call(
-        connect(server.local_addr(), &me, Some(&me)).await,
-        "\x16\x03 rubbish\r\n\r\n",
-    )
-    .await
-    .unwrap();
+    let answer =
+        raw_call(connect(server.local_addr(), &me, Some(&me)).await, "\x16\x03 rubbish\r\n\r\n").await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     assert_eq!(probe.calls(), 0);
 }

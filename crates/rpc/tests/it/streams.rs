@@ -11,11 +11,8 @@ async fn bytes_flow_both_ways_until_one_side_is_done() {
     let cluster = Cluster::new();
     let (server, _probe) = serve(&cluster.node(1)).await;
     let hello = Bytes::from_static(b"hello ");
-    let stream = cluster
-        .client(2)
-        .open_stream(1, server.local_addr(), Lane::Bulk, "/echo", hello, AMPLE)
-        .await
-        .unwrap();
+    let stream =
+        cluster.client(2).open_stream(1, server.local_addr(), Lane::Bulk, "/echo", hello, AMPLE).await.unwrap();
     let (mut from, mut to) = tokio::io::split(stream);
 
     let sent: Vec<u8> = (0..4u32 << 20).map(|i| ((i * 7) >> 3) as u8).collect();
@@ -34,17 +31,8 @@ async fn a_keystroke_comes_back_without_waiting_for_more() {
     let cluster = Cluster::new();
     let (server, _probe) = serve(&cluster.node(1)).await;
     let client = cluster.client(2);
-    let mut stream = client
-        .open_stream(
-            1,
-            server.local_addr(),
-            Lane::Control,
-            "/echo",
-            Bytes::new(),
-            AMPLE,
-        )
-        .await
-        .unwrap();
+    let mut stream =
+        client.open_stream(1, server.local_addr(), Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap();
     for key in *b"df\r" {
         stream.write_all(&[key]).await.unwrap();
         stream.flush().await.unwrap();
@@ -57,19 +45,10 @@ async fn a_stream_can_be_refused_with_a_reason_and_the_connection_is_no_worse_fo
     let cluster = Cluster::new();
     let (server, _probe) = serve(&cluster.node(1)).await;
     let (client, addr) = (cluster.client(2), server.local_addr());
-    let error = client
-        .open_stream(1, addr, Lane::Control, "/vm9", Bytes::new(), AMPLE)
-        .await
-        .unwrap_err();
+    let error = client.open_stream(1, addr, Lane::Control, "/vm9", Bytes::new(), AMPLE).await.unwrap_err();
     let fault = error.fault().unwrap();
-    assert_eq!(
-        (fault.kind, fault.message.as_str()),
-        (FaultKind::NotFound, "no such console: /vm9")
-    );
-    client
-        .call(1, addr, Lane::Control, "/echo", Bytes::new(), AMPLE)
-        .await
-        .unwrap();
+    assert_eq!((fault.kind, fault.message.as_str()), (FaultKind::NotFound, "no such console: /vm9"));
+    client.call(1, addr, Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap();
 }
 
 #[tokio::test]
@@ -77,17 +56,8 @@ async fn a_removed_node_loses_its_streams() {
     let cluster = Cluster::new();
     let (server, probe) = serve(&cluster.node(1)).await;
     let client = cluster.client(2);
-    let mut stream = client
-        .open_stream(
-            1,
-            server.local_addr(),
-            Lane::Control,
-            "/echo",
-            Bytes::new(),
-            AMPLE,
-        )
-        .await
-        .unwrap();
+    let mut stream =
+        client.open_stream(1, server.local_addr(), Lane::Control, "/echo", Bytes::new(), AMPLE).await.unwrap();
     stream.write_all(b"x").await.unwrap();
     stream.flush().await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), b'x');

@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rpc::{
-    Admit, Client, ClusterCa, Fault, FaultKind, Identity, NodeKey, PeerIdentity, Server, Service,
-    Upgrade,
-};
+use rpc::{Admit, Client, ClusterCa, Fault, FaultKind, Identity, NodeKey, PeerIdentity, Server, Service, Upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -30,24 +27,23 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new() -> Self {
-        Self {
-            id: Uuid::new_v4(),
-            ca: ClusterCa::generate("cluster01").unwrap(),
-        }
+        Self { id: Uuid::new_v4(), ca: ClusterCa::generate("cluster01").unwrap() }
     }
 
     pub fn node(&self, node: u64) -> Identity {
         let key = NodeKey::generate().unwrap();
-        let cert = self
-            .ca
-            .sign_csr(&key.csr_pem("a.example").unwrap(), self.id, node)
-            .unwrap();
+        let cert = self.ca.sign_csr(&key.csr_pem("a.example").unwrap(), self.id, node).unwrap();
         key.into_identity(&cert, &self.ca.cert_pem()).unwrap()
     }
 
     pub fn client(&self, node: u64) -> Client {
         Client::new(Arc::new(self.node(node)))
     }
+}
+
+/// Waits for something that must happen, and fails rather than hang when it doesn't.
+pub async fn happens(event: &Notify) {
+    tokio::time::timeout(AMPLE, event.notified()).await.expect("this should have happened by now");
 }
 
 /// What a test sees and steers of a service.
@@ -91,28 +87,16 @@ impl Service for Probed {
                 self.0.finished.notify_one();
                 Ok(body)
             }
-            "/busy" => {
-                Err(Fault::new(FaultKind::Unavailable, "busy")
-                    .retry_after(Duration::from_millis(20)))
-            }
+            "/busy" => Err(Fault::new(FaultKind::Unavailable, "busy").retry_after(Duration::from_millis(20))),
             "/bug" => panic!("a bug in the service, made on purpose"),
             _ => Err(Fault::new(FaultKind::NotFound, path)),
         }
     }
 
-    async fn stream(
-        &self,
-        _: PeerIdentity,
-        path: &str,
-        body: Bytes,
-        upgrade: Upgrade,
-    ) -> Result<(), Fault> {
+    async fn stream(&self, _: PeerIdentity, path: &str, body: Bytes, upgrade: Upgrade) -> Result<(), Fault> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
         if path != "/echo" {
-            return Err(Fault::new(
-                FaultKind::NotFound,
-                format!("no such console: {path}"),
-            ));
+            return Err(Fault::new(FaultKind::NotFound, format!("no such console: {path}")));
         }
         let failed = |e: std::io::Error| Fault::new(FaultKind::Internal, e.to_string());
         let (mut from, mut to) = tokio::io::split(upgrade.accept().await.map_err(failed)?);
@@ -130,14 +114,7 @@ pub async fn serve(identity: &Identity) -> (Server, Arc<Probe>) {
 }
 
 pub async fn serve_with(identity: &Identity, probe: Arc<Probe>, addr: SocketAddr) -> Server {
-    Server::bind(
-        addr,
-        identity,
-        probe.admit(),
-        Arc::new(Probed(probe.clone())),
-    )
-    .await
-    .unwrap()
+    Server::bind(addr, identity, probe.admit(), Arc::new(Probed(probe.clone()))).await.unwrap()
 }
 
 /// Passes connections on to a server, counts them, and can hang up on the caller.
@@ -171,13 +148,7 @@ impl Relay {
                 connections.spawn(pass_on(caller, server, cuts.clone(), closed.clone()));
             }
         });
-        Self {
-            addr,
-            accepted,
-            cut,
-            closed_by_caller,
-            task,
-        }
+        Self { addr, accepted, cut, closed_by_caller, task }
     }
 
     /// Hangs up on one caller, and returns when it has noticed.
@@ -188,7 +159,7 @@ impl Relay {
 
     /// Waits until a caller has closed its end.
     pub async fn closed_by_caller(&self) {
-        self.closed_by_caller.notified().await;
+        happens(&self.closed_by_caller).await;
     }
 
     pub fn accepted(&self) -> usize {
@@ -196,12 +167,7 @@ impl Relay {
     }
 }
 
-async fn pass_on(
-    mut caller: TcpStream,
-    server: SocketAddr,
-    mut cuts: watch::Receiver<()>,
-    closed: Arc<Notify>,
-) {
+async fn pass_on(mut caller: TcpStream, server: SocketAddr, mut cuts: watch::Receiver<()>, closed: Arc<Notify>) {
     cuts.mark_unchanged();
     let mut server = TcpStream::connect(server).await.unwrap();
     tokio::select! {
