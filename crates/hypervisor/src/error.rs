@@ -55,10 +55,12 @@ pub enum Error {
     #[error(transparent)]
     Qmp(#[from] QmpError),
     /// QEMU could not be asked what it is able to do.
-    #[error("can't ask {binary} for its version and machines")]
+    #[error("can't ask {binary} for its version and machines{}", quoted(.said))]
     Capabilities {
         /// The program that was asked.
         binary: PathBuf,
+        /// What it said instead; empty if nothing.
+        said: String,
         /// What went wrong.
         #[source]
         source: QmpError,
@@ -106,7 +108,7 @@ impl Error {
     }
 }
 
-/// A log's last lines, set off from the sentence before.
-fn quoted(log: &str) -> String {
-    if log.is_empty() { String::new() } else { format!("; its log ends with:\n{log}") }
+/// A program's own words, set off from the sentence before.
+fn quoted(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!("; its last words:\n{words}") }
 }

@@ -50,32 +50,38 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
     let spawned = Command::new(binary)
         .args(["-machine", "none", "-accel", "tcg", "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-S", "-qmp", "stdio"])
+        .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn();
     let mut child = spawned.map_err(|source| spawn_error(binary, source))?;
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(Error::io("talk to QEMU")(std::io::ErrorKind::BrokenPipe.into()));
     };
-    let (qmp, _) = Qmp::open(tokio::io::join(stdout, stdin), "(none)", |_| {});
+    let (qmp, conversation) = Qmp::open(tokio::io::join(stdout, stdin), "(none)", |_| {});
     let told = async {
         let version = qmp.execute("query-version", Value::Null, PATIENCE).await?;
         let machines = qmp.execute("query-machines", Value::Null, PATIENCE).await?;
-        qmp.execute("quit", Value::Null, PATIENCE).await?;
-        Ok((version, machines))
-    };
-    let (version, machines) = told.await.map_err(|source| Error::Capabilities { binary: binary.to_owned(), source })?;
-    // Reaps it; a QEMU that quits ends at once, and one that doesn't is killed when the handle is dropped.
-    let _ = tokio::time::timeout(PATIENCE, child.wait()).await;
-    understand(version, machines).map_err(|error| Error::Capabilities {
-        binary: binary.to_owned(),
-        source: QmpError::Lost {
+        understand(version, machines).map_err(|error| QmpError::Lost {
             instance: "(none)".into(),
             command: "query-machines".into(),
             reason: error.to_string(),
+        })
+    };
+    let told = told.await;
+    conversation.abort();
+    // What it has to say it has said; what is left is to reap it.
+    let _ = child.start_kill();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    told.map_err(|source| Error::Capabilities {
+        binary: binary.to_owned(),
+        said: match output {
+            Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).trim_end().to_owned(),
+            _ => String::new(),
         },
+        source,
     })
 }
 
@@ -121,6 +127,13 @@ mod tests {
         let told = understand(version, machines).unwrap();
         assert_eq!(told.version, "10.0.2 (Debian 1:10.0.2)");
         assert_eq!(told.machine, "pc-i440fx-10.0");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_quoted() {
+        // ls knows none of QEMU's options.
+        let message = ask(Path::new("/bin/ls")).await.unwrap_err().to_string();
+        assert!(message.contains("invalid option"), "{message}");
     }
 
     #[tokio::test]
