@@ -63,7 +63,7 @@ pub enum Error {
         said: String,
         /// What went wrong.
         #[source]
-        source: QmpError,
+        source: Box<QmpError>,
     },
     /// The instance has no serial console.
     #[error("instance {instance} has no serial console (hypervisor parameter serial_console)")]

@@ -81,7 +81,7 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
             Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).trim_end().to_owned(),
             _ => String::new(),
         },
-        source,
+        source: Box::new(source),
     })
 }
 
