@@ -60,11 +60,7 @@ pub(crate) fn namespace(name: &str, process: Option<Process>) -> Result<NetNs, E
     let process = process.filter(|p| p.is_alive()).ok_or_else(gone)?;
     let namespace = NetNs::of_process(process.pid).map_err(Error::network("find", name))?;
     // Now that it is open it is the right one, if the process is still the one that we mean.
-    if process.is_alive() {
-        Ok(namespace)
-    } else {
-        Err(gone())
-    }
+    if process.is_alive() { Ok(namespace) } else { Err(gone()) }
 }
 
 /// Gives the switch its two bridges.
@@ -99,9 +95,7 @@ pub(crate) fn connect(switch: &NetNs, member: &Member, inside: &NetNs) -> Result
         }
         Ok(())
     };
-    switch
-        .configure(lay)
-        .map_err(Error::network("connect", &member.name))?;
+    switch.configure(lay).map_err(Error::network("connect", &member.name))?;
     let configure = |net| async move {
         let net: network::Netlink = net;
         link::set_up(&net, "lo").await?;
@@ -110,15 +104,16 @@ pub(crate) fn connect(switch: &NetNs, member: &Member, inside: &NetNs) -> Result
             bridge::create(&net, "br0", Some(layout::mac(public))).await?;
             bridge::attach(&net, "br0", end).await?;
             address::add(&net, "br0", public, 24).await?;
+            let replication = layout::replication(public);
+            // A machine that is started again has the same cards: others need not ask for its address again.
+            link::set_mac(&net, "rep", layout::mac(replication)).await?;
             link::set_up(&net, "rep").await?;
-            address::add(&net, "rep", layout::replication(public), 24).await
+            address::add(&net, "rep", replication, 24).await
         } else {
             address::add(&net, end, public, 24).await
         }
     };
-    inside
-        .configure(configure)
-        .map_err(Error::network("set up", &member.name))?;
+    inside.configure(configure).map_err(Error::network("set up", &member.name))?;
     apply(switch, &member.name, member.public, member.replication)
 }
 
@@ -134,16 +129,8 @@ pub(crate) fn unplug(switch: &NetNs, member: &str) -> Result<(), Error> {
 }
 
 /// Brings both cables of a member into the state that they are to have, whatever state they are in.
-pub(crate) fn apply(
-    switch: &NetNs,
-    member: &str,
-    public: Option<Cut>,
-    replication: Option<Cut>,
-) -> Result<(), Error> {
-    for (port, cut) in [
-        (lan_port(member), public),
-        (replication_port(member), replication),
-    ] {
+pub(crate) fn apply(switch: &NetNs, member: &str, public: Option<Cut>, replication: Option<Cut>) -> Result<(), Error> {
+    for (port, cut) in [(lan_port(member), public), (replication_port(member), replication)] {
         let there = switch
             .configure(|net| {
                 let port = &port;
@@ -179,37 +166,19 @@ pub(crate) fn apply(
 /// `TC_ACT_SHOT`: it needs nothing of the kernel but `cls_bpf`.
 fn drop_all(switch: &NetNs, port: &str, direction: &str) -> Result<(), Error> {
     tc(switch, &["qdisc", "add", "dev", port, "clsact"])?;
-    tc(
-        switch,
-        &[
-            "filter",
-            "add",
-            "dev",
-            port,
-            direction,
-            "bpf",
-            "da",
-            "bytecode",
-            "1,6 0 0 2",
-        ],
-    )?;
+    tc(switch, &["filter", "add", "dev", port, direction, "bpf", "da", "bytecode", "1,6 0 0 2"])?;
     Ok(())
 }
 
 /// Runs `tc` (iproute2) in the switch.
 fn tc(switch: &NetNs, args: &[&str]) -> Result<String, Error> {
-    let failed = |message: String| Error::Program {
-        command: format!("tc {}", args.join(" ")),
-        message,
-    };
+    let failed = |message: String| Error::Program { command: format!("tc {}", args.join(" ")), message };
     let output = switch
         .run(|| Command::new("tc").args(args).output())
         .map_err(Error::network("enter", layout::SWITCH))?
         .map_err(|error| failed(format!("{error} (is iproute2 installed?)")))?;
     if !output.status.success() {
-        return Err(failed(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ));
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

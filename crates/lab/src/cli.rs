@@ -118,20 +118,13 @@ pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
             let command = Lab::open(&dir)?.node(&node)?.command(command);
             sys::ignore_terminal_signals();
             let status = command.status()?;
-            let code = status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+            let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
         }
         LabCommand::Kill { node } => Lab::open(&dir)?.kill(&node)?,
         LabCommand::Stop { node } => Lab::open(&dir)?.stop(&node)?,
         LabCommand::Start { node } => Lab::open(&dir)?.start(&node)?,
-        LabCommand::Cut {
-            node,
-            one_way,
-            replication,
-            public,
-        } => {
+        LabCommand::Cut { node, one_way, replication, public } => {
             let cable = match (public, replication) {
                 (true, _) => Cable::Public,
                 (_, true) => Cable::Replication,
@@ -167,14 +160,9 @@ fn print_status(lab: &Lab) -> anyhow::Result<()> {
         Some(Cut::Out) => "loses what it sends",
         Some(Cut::In) => "loses what it is sent",
     };
-    let mut table = format!(
-        "{:<9} {:<12} {:<8} {:<22} {}\n",
-        "Node", "Address", "PID", "Public", "Replication"
-    );
+    let mut table = format!("{:<9} {:<12} {:<8} {:<22} {}\n", "Node", "Address", "PID", "Public", "Replication");
     for s in lab.status()? {
-        let pid = s
-            .pid
-            .map_or_else(|| "down".to_owned(), |pid| pid.to_string());
+        let pid = s.pid.map_or_else(|| "down".to_owned(), |pid| pid.to_string());
         let line = format!(
             "{:<9} {:<12} {pid:<8} {:<22} {}",
             s.name,
@@ -185,6 +173,5 @@ fn print_status(lab: &Lab) -> anyhow::Result<()> {
         table.push_str(line.trim_end());
         table.push('\n');
     }
-    out.write_all(table.as_bytes())
-        .context("can't write to standard output")
+    out.write_all(table.as_bytes()).context("can't write to standard output")
 }

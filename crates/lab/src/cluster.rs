@@ -65,17 +65,14 @@ impl Default for Config {
     /// Two nodes and a witness, of the running program (or the one that `CARDUME_BIN` names), in
     /// `/var/tmp/cardume-lab` (or the directory that `CARDUME_LAB_DIR` names).
     fn default() -> Config {
-        let path = |variable, default: &str| {
-            std::env::var_os(variable).map_or_else(|| PathBuf::from(default), PathBuf::from)
-        };
+        let path =
+            |variable, default: &str| std::env::var_os(variable).map_or_else(|| PathBuf::from(default), PathBuf::from);
         Config {
             dir: path("CARDUME_LAB_DIR", "/var/tmp/cardume-lab"),
             nodes: 2,
             witness: true,
             binary: path("CARDUME_BIN", "/proc/self/exe"),
-            daemon: ["cardume", "daemon", "--state-dir", "/var/lib/cardume"]
-                .map(str::to_owned)
-                .to_vec(),
+            daemon: ["cardume", "daemon", "--state-dir", "/var/lib/cardume"].map(str::to_owned).to_vec(),
         }
     }
 }
@@ -87,11 +84,7 @@ pub fn lock() -> Result<LabLock, Error> {
 }
 
 fn need_root() -> Result<(), Error> {
-    if Uid::effective().is_root() {
-        Ok(())
-    } else {
-        Err(Error::NotRoot)
-    }
+    if Uid::effective().is_root() { Ok(()) } else { Err(Error::NotRoot) }
 }
 
 /// A running lab. One that was brought [`up`](Lab::up) is taken down when this is dropped, also on a panic,
@@ -123,16 +116,12 @@ impl Lab {
     pub fn up(config: Config) -> Result<Lab, Error> {
         need_root()?;
         if !(1..=MAX_NODES).contains(&config.nodes) {
-            return Err(Error::Count {
-                asked: config.nodes,
-                max: MAX_NODES,
-            });
+            return Err(Error::Count { asked: config.nodes, max: MAX_NODES });
         }
         let dir = std::path::absolute(&config.dir).map_err(Error::file("find", &config.dir))?;
         let files = Files(dir);
         fs::create_dir_all(files.dir()).map_err(Error::file("create", files.dir()))?;
-        let lock =
-            DirLock::acquire(files.dir())?.ok_or_else(|| Error::NoLab(files.dir().to_owned()))?;
+        let lock = DirLock::acquire(files.dir())?.ok_or_else(|| Error::NoLab(files.dir().to_owned()))?;
         clear_remains(&files)?;
         let mut record = Record::new(&config)?;
         record.save(&files)?;
@@ -149,17 +138,13 @@ impl Lab {
         }
         let bin = self.files.bin();
         fs::create_dir_all(&bin).map_err(Error::file("create", &bin))?;
-        fs::copy(&config.binary, self.files.binary())
-            .map_err(Error::file("copy", &config.binary))?;
+        fs::copy(&config.binary, self.files.binary()).map_err(Error::file("copy", &config.binary))?;
         for name in COMMANDS {
             let link = bin.join(name);
             std::os::unix::fs::symlink("cardume", &link).map_err(Error::file("link", link))?;
         }
-        let named: Vec<(String, Ipv4Addr)> = record
-            .members
-            .iter()
-            .filter_map(|m| Some((m.name.clone(), m.address?)))
-            .collect();
+        let named: Vec<(String, Ipv4Addr)> =
+            record.members.iter().filter_map(|m| Some((m.name.clone(), m.address?))).collect();
         let names: Vec<String> = record.members.iter().map(|m| m.name.clone()).collect();
         for name in &names {
             for dir in [self.files.state(name), self.files.logs(name)] {
@@ -168,19 +153,14 @@ impl Lab {
             let hosts = self.files.hosts(name);
             fs::write(&hosts, layout::hosts(&named)).map_err(Error::file("write", hosts))?;
         }
-        names
-            .iter()
-            .try_for_each(|name| self.start_member(record, name))
+        names.iter().try_for_each(|name| self.start_member(record, name))
     }
 
     /// The lab in this directory, whoever brought it up. Dropping it changes nothing.
     pub fn open(dir: &Path) -> Result<Lab, Error> {
         need_root()?;
         let dir = std::path::absolute(dir).map_err(Error::file("find", dir))?;
-        let lab = Lab {
-            files: Files(dir),
-            owned: false,
-        };
+        let lab = Lab { files: Files(dir), owned: false };
         lab.record()?;
         Ok(lab)
     }
@@ -205,8 +185,7 @@ impl Lab {
             return Ok(());
         };
         if let Some(record) = Record::load(&self.files)? {
-            end(&record.processes(), Signal::SIGKILL, Duration::ZERO)
-                .map_err(Error::process("end", "the lab"))?;
+            end(&record.processes(), Signal::SIGKILL, Duration::ZERO).map_err(Error::process("end", "the lab"))?;
             clear(&self.files)?;
             fs::remove_dir(self.files.dir()).map_err(Error::file("remove", self.files.dir()))?;
         }
@@ -218,11 +197,7 @@ impl Lab {
         let record = self.record()?;
         let member = record.member(name)?;
         let address = member.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        Ok(Node {
-            name: name.to_owned(),
-            address,
-            files: self.files.clone(),
-        })
+        Ok(Node { name: name.to_owned(), address, files: self.files.clone() })
     }
 
     /// The namespace on the public network from which the cluster is observed.
@@ -259,9 +234,7 @@ impl Lab {
         self.update(|record| {
             let switch = switch(record)?;
             let member = record.member_mut(name)?;
-            let process = member
-                .running()
-                .ok_or_else(|| Error::NotRunning(name.to_owned()))?;
+            let process = member.running().ok_or_else(|| Error::NotRunning(name.to_owned()))?;
             end(&[process], signal, patience).map_err(Error::process("end", name))?;
             member.process = None;
             cables::unplug(&switch, name)
@@ -344,11 +317,7 @@ impl Lab {
         }
         let failed = || Error::process("start", name);
         let log = self.files.init_log(name);
-        let log_file = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .map_err(Error::file("open", &log))?;
+        let log_file = File::options().create(true).append(true).open(&log).map_err(Error::file("open", &log))?;
         let mut outside = Command::new(self.files.binary())
             .args([COMMAND, name])
             .env_clear()
@@ -369,20 +338,12 @@ impl Lab {
             Ok(line.trim().to_owned())
         };
         let gave_up = |answer: &str| {
-            let said = answer
-                .strip_prefix("error ")
-                .map_or_else(|| tail(&log), str::to_owned);
-            Error::Init {
-                node: name.to_owned(),
-                message: said,
-            }
+            let said = answer.strip_prefix("error ").map_or_else(|| tail(&log), str::to_owned);
+            Error::Init { node: name.to_owned(), message: said }
         };
         let first = answer()?;
         outside.wait().map_err(failed())?;
-        let pid = first
-            .strip_prefix("pid ")
-            .and_then(|pid| pid.parse().ok())
-            .ok_or_else(|| gave_up(&first))?;
+        let pid = first.strip_prefix("pid ").and_then(|pid| pid.parse().ok()).ok_or_else(|| gave_up(&first))?;
         let process = Process::of(pid).map_err(failed())?;
         record.member_mut(name)?.process = Some(process);
         record.save(&self.files)?;
@@ -399,9 +360,7 @@ impl Lab {
                 name: name.to_owned(),
                 daemon: (member.role == Role::Node).then(|| record.daemon.clone()),
             };
-            let mut line = serde_json::to_vec(&orders)
-                .map_err(io::Error::from)
-                .map_err(failed())?;
+            let mut line = serde_json::to_vec(&orders).map_err(io::Error::from).map_err(failed())?;
             line.push(b'\n');
             if let Some(mut stdin) = stdin {
                 stdin.write_all(&line).map_err(failed())?;
@@ -434,10 +393,7 @@ impl Drop for Lab {
             }
         }
         if let Err(error) = self.take_down() {
-            eprintln!(
-                "the lab in {} is not down: {error}",
-                self.files.dir().display()
-            );
+            eprintln!("the lab in {} is not down: {error}", self.files.dir().display());
         }
     }
 }
@@ -453,20 +409,13 @@ impl Record {
             replication: None,
         };
         let (client, address) = layout::client();
-        let mut members = vec![
-            member(SWITCH.to_owned(), Role::Switch, None),
-            member(client, Role::Client, Some(address)),
-        ];
+        let mut members =
+            vec![member(SWITCH.to_owned(), Role::Switch, None), member(client, Role::Client, Some(address))];
         for (name, address) in layout::nodes(config.nodes, config.witness) {
             members.push(member(name, Role::Node, Some(address)));
         }
         let owner = Process::current().map_err(Error::process("find", "this program"))?;
-        Ok(Record {
-            boot: boot()?,
-            owner: Some(owner),
-            daemon: config.daemon.clone(),
-            members,
-        })
+        Ok(Record { boot: boot()?, owner: Some(owner), daemon: config.daemon.clone(), members })
     }
 }
 
@@ -480,29 +429,19 @@ fn clear_remains(files: &Files) -> Result<(), Error> {
         // An interruption before the first record leaves at most its half-written file.
         let entries = fs::read_dir(files.dir()).map_err(Error::file("list", files.dir()))?;
         let ours = |name: OsString| name == "lab.json.new";
-        let foreign = entries
-            .filter_map(Result::ok)
-            .any(|entry| !ours(entry.file_name()));
-        return if foreign {
-            Err(Error::NotALab(files.dir().to_owned()))
-        } else {
-            Ok(())
-        };
+        let foreign = entries.filter_map(Result::ok).any(|entry| !ours(entry.file_name()));
+        return if foreign { Err(Error::NotALab(files.dir().to_owned())) } else { Ok(()) };
     };
     match record.owner {
         Some(owner) if owner.is_alive() => {
-            return Err(Error::InUse {
-                dir: files.dir().to_owned(),
-                pid: owner.pid,
-            });
+            return Err(Error::InUse { dir: files.dir().to_owned(), pid: owner.pid });
         }
         None if record.members.iter().any(|m| m.running().is_some()) => {
             return Err(Error::Running(files.dir().to_owned()));
         }
         _ => {}
     }
-    end(&record.processes(), Signal::SIGKILL, Duration::ZERO)
-        .map_err(Error::process("end", "the remains of a lab"))?;
+    end(&record.processes(), Signal::SIGKILL, Duration::ZERO).map_err(Error::process("end", "the remains of a lab"))?;
     clear(files)
 }
 
@@ -549,10 +488,7 @@ impl Node {
     }
 
     /// Runs a command inside the node and waits for its end.
-    pub fn exec<A: Into<OsString>>(
-        &self,
-        args: impl IntoIterator<Item = A>,
-    ) -> Result<Output, Error> {
+    pub fn exec<A: Into<OsString>>(&self, args: impl IntoIterator<Item = A>) -> Result<Output, Error> {
         self.command(args).output()
     }
 
@@ -568,10 +504,7 @@ impl Node {
 
     /// Its daemon's local API socket, as seen from the machine, for as long as the node runs.
     pub fn api_socket(&self) -> Result<PathBuf, Error> {
-        Ok(PathBuf::from(format!(
-            "/proc/{}/root/{API_SOCKET}",
-            self.process()?.pid
-        )))
+        Ok(PathBuf::from(format!("/proc/{}/root/{API_SOCKET}", self.process()?.pid)))
     }
 
     /// The number of its PID 1 on the machine.
@@ -587,31 +520,17 @@ impl Node {
     fn process(&self) -> Result<Process, Error> {
         let none = || Error::NoLab(self.files.dir().to_owned());
         let record = Record::load(&self.files)?.ok_or_else(none)?;
-        record
-            .member(&self.name)?
-            .running()
-            .ok_or_else(|| Error::NotRunning(self.name.clone()))
+        record.member(&self.name)?.running().ok_or_else(|| Error::NotRunning(self.name.clone()))
     }
 
     pub(crate) fn namespaces(&self) -> Result<Namespaces, Error> {
         let process = self.process()?;
         let open = |kind: &str| {
             let path = format!("/proc/{}/ns/{kind}", process.pid);
-            File::open(&path)
-                .map(Into::into)
-                .map_err(Error::file("open", path))
+            File::open(&path).map(Into::into).map_err(Error::file("open", path))
         };
-        let opened = Namespaces {
-            net: open("net")?,
-            uts: open("uts")?,
-            pid: open("pid")?,
-            mnt: open("mnt")?,
-        };
+        let opened = Namespaces { net: open("net")?, uts: open("uts")?, pid: open("pid")?, mnt: open("mnt")? };
         // Now that they are open they are the right ones, if the process is still the one that we mean.
-        if process.is_alive() {
-            Ok(opened)
-        } else {
-            Err(Error::NotRunning(self.name.clone()))
-        }
+        if process.is_alive() { Ok(opened) } else { Err(Error::NotRunning(self.name.clone())) }
     }
 }

@@ -29,9 +29,7 @@ pub enum Error {
     #[error("{0} is not empty and not a lab; choose another directory with --dir")]
     NotALab(PathBuf),
     /// The record of the lab can't be understood.
-    #[error(
-        "{path} is damaged; end the processes named 'lab-init' by hand, then remove the directory"
-    )]
+    #[error("{path} is damaged; end the processes named 'lab-init' by hand, then remove the directory")]
     Damaged {
         /// The record.
         path: PathBuf,
@@ -136,45 +134,23 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn file(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Error {
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
-        move |source| Error::File {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::File { action, path, source }
     }
 
-    pub(crate) fn network(
-        action: &'static str,
-        node: &str,
-    ) -> impl FnOnce(network::Error) -> Error {
+    pub(crate) fn network(action: &'static str, node: &str) -> impl FnOnce(network::Error) -> Error {
         let node = node.to_owned();
-        move |source| Error::Network {
-            action,
-            node,
-            source,
-        }
+        move |source| Error::Network { action, node, source }
     }
 
     pub(crate) fn process(action: &'static str, node: &str) -> impl FnOnce(io::Error) -> Error {
         let node = node.to_owned();
-        move |source| Error::Process {
-            action,
-            node,
-            source,
-        }
+        move |source| Error::Process { action, node, source }
     }
 
     pub(crate) fn exec(node: &str, command: &str) -> impl FnOnce(io::Error) -> Error {
         let (node, command) = (node.to_owned(), command.to_owned());
-        move |source| Error::Exec {
-            node,
-            command,
-            source,
-        }
+        move |source| Error::Exec { node, command, source }
     }
 }

@@ -18,6 +18,9 @@ use crate::{Error, Node, Pty};
 /// How long a command may take where nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
+/// How long the output of a command that has ended may pause before it counts as complete.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// A command that is to be run inside a node.
 #[derive(Debug, Clone)]
 pub struct Exec {
@@ -43,13 +46,7 @@ pub struct Output {
 
 impl Exec {
     pub(crate) fn new(node: Node, args: Vec<OsString>) -> Exec {
-        Exec {
-            node,
-            args,
-            input: Vec::new(),
-            timeout: TIMEOUT,
-            env: Vec::new(),
-        }
+        Exec { node, args, input: Vec::new(), timeout: TIMEOUT, env: Vec::new() }
     }
 
     /// What the command reads from its standard input. Without this: nothing.
@@ -80,28 +77,18 @@ impl Exec {
     pub fn spawn(mut self) -> Result<Running, Error> {
         let input = std::mem::take(&mut self.input);
         let mut command = self.command(Terminal::Inherited)?;
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own, so that all of it can be killed.
         command.process_group(0);
         let started = Instant::now();
-        let mut child = command
-            .spawn()
-            .map_err(Error::exec(&self.node.name, &self.line()))?;
+        let mut child = command.spawn().map_err(Error::exec(&self.node.name, &self.line()))?;
         if let Some(mut stdin) = child.stdin.take()
             && !input.is_empty()
         {
             // A command that does not read all of its input is no error.
             thread::spawn(move || stdin.write_all(&input));
         }
-        Ok(Running {
-            child,
-            node: self.node.name.clone(),
-            line: self.line(),
-            started,
-        })
+        Ok(Running { child, node: self.node.name.clone(), line: self.line(), started })
     }
 
     /// Runs it on a terminal of its own.
@@ -112,9 +99,7 @@ impl Exec {
     /// Runs it on the caller's own standard input, output and error, and waits for its end.
     pub fn status(self) -> Result<ExitStatus, Error> {
         let mut command = self.command(Terminal::Inherited)?;
-        command
-            .status()
-            .map_err(Error::exec(&self.node.name, &self.line()))
+        command.status().map_err(Error::exec(&self.node.name, &self.line()))
     }
 
     pub(crate) fn node_name(&self) -> &str {
@@ -123,18 +108,15 @@ impl Exec {
 
     /// The command line, for messages.
     pub(crate) fn line(&self) -> String {
-        self.args
-            .iter()
-            .map(|arg| arg.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ")
+        self.args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
     pub(crate) fn command(&self, terminal: Terminal) -> Result<Command, Error> {
         let namespaces = self.node.namespaces()?;
-        let (program, args) = self.args.split_first().ok_or_else(|| {
-            Error::exec(&self.node.name, "")(std::io::Error::other("no command was given"))
-        })?;
+        let (program, args) = self
+            .args
+            .split_first()
+            .ok_or_else(|| Error::exec(&self.node.name, "")(std::io::Error::other("no command was given")))?;
         let mut command = Command::new(program);
         command.args(args).env_clear().envs(environment());
         command.envs(std::env::var_os("TERM").map(|term| ("TERM", term)));
@@ -148,23 +130,12 @@ impl Exec {
 /// with what switches logging on.
 pub(crate) fn environment() -> Vec<(OsString, OsString)> {
     let path = format!("{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    let fixed = [
-        ("PATH", path.as_str()),
-        ("HOME", "/root"),
-        ("USER", "root"),
-        ("LANG", "C.UTF-8"),
-    ];
+    let fixed = [("PATH", path.as_str()), ("HOME", "/root"), ("USER", "root"), ("LANG", "C.UTF-8")];
     let passed = std::env::vars_os().filter(|(name, _)| {
         let name = name.to_string_lossy();
-        name.starts_with("RUST_LOG")
-            || name.starts_with("RUST_BACKTRACE")
-            || name.starts_with("CARDUME_")
+        name.starts_with("RUST_LOG") || name.starts_with("RUST_BACKTRACE") || name.starts_with("CARDUME_")
     });
-    fixed
-        .into_iter()
-        .map(|(name, value)| (name.into(), value.into()))
-        .chain(passed)
-        .collect()
+    fixed.into_iter().map(|(name, value)| (name.into(), value.into())).chain(passed).collect()
 }
 
 /// A command that runs inside a node. It is killed when this is dropped.
@@ -196,16 +167,13 @@ impl Running {
         let deadline = Instant::now() + timeout;
         let stdout = collect(self.child.stdout.take());
         let stderr = collect(self.child.stderr.take());
-        let ended = PidFd::open(self.child.id() as i32)
-            .and_then(|fd| fd.wait(timeout))
-            .map_err(failed)?;
+        let ended = PidFd::open(self.child.id() as i32).and_then(|fd| fd.wait(timeout)).map_err(failed)?;
         let elapsed = self.started.elapsed();
-        // Something that the command left behind may hold on to its output: that is waited for no longer either.
+        // Something that the command left behind may hold on to its output: a silence is the end then.
         let received = |from: mpsc::Receiver<Vec<u8>>| {
             let mut bytes = Vec::new();
-            while let Ok(more) =
-                from.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            let patience = || SILENCE.min(deadline.saturating_duration_since(Instant::now()));
+            while let Ok(more) = from.recv_timeout(patience()) {
                 bytes.extend(more);
             }
             String::from_utf8_lossy(&bytes).into_owned()
@@ -220,12 +188,7 @@ impl Running {
             });
         }
         let status = self.child.wait().map_err(failed)?;
-        Ok(Output {
-            status,
-            stdout,
-            stderr,
-            elapsed,
-        })
+        Ok(Output { status, stdout, stderr, elapsed })
     }
 }
 
@@ -258,8 +221,6 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> 
 impl Output {
     /// The exit code.
     pub fn code(&self) -> i32 {
-        self.status
-            .code()
-            .unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 }

@@ -35,11 +35,7 @@ impl Forward {
                 thread::spawn(move || connect(&node, port).and_then(|to| copy_both(stream, to)));
             }
         });
-        Ok(Forward {
-            address,
-            listener,
-            thread: Some(thread),
-        })
+        Ok(Forward { address, listener, thread: Some(thread) })
     }
 
     /// Where to connect to.
@@ -68,9 +64,7 @@ impl Drop for Forward {
 /// Connects from inside the node's network namespace, in which the socket stays.
 fn connect(node: &Node, port: u16) -> io::Result<TcpStream> {
     let namespace: NetNs = node.network().map_err(io::Error::other)?;
-    namespace
-        .run(|| TcpStream::connect((node.address, port)))
-        .map_err(io::Error::other)?
+    namespace.run(|| TcpStream::connect((node.address, port))).map_err(io::Error::other)?
 }
 
 fn copy_both(a: TcpStream, b: TcpStream) -> io::Result<()> {

@@ -61,10 +61,7 @@ pub fn entry(args: &[OsString]) -> Option<ExitCode> {
     let result = match (args.get(2), args.get(3)) {
         (Some(name), None) => outside(name),
         (Some(_), Some(step)) if step == INSIDE => inside(),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is started by 'lab up' only",
-        )),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is started by 'lab up' only")),
     };
     Some(match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,17 +82,8 @@ fn say(line: &str) {
 fn outside(name: &OsString) -> io::Result<()> {
     // Keys typed in the terminal that the lab was started from are not for us.
     let _ = setsid();
-    unshare(
-        CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWPID
-            | CloneFlags::CLONE_NEWUTS,
-    )?;
-    let init = Command::new(std::env::current_exe()?)
-        .arg(COMMAND)
-        .arg(name)
-        .arg(INSIDE)
-        .spawn()?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS)?;
+    let init = Command::new(std::env::current_exe()?).arg(COMMAND).arg(name).arg(INSIDE).spawn()?;
     say(&format!("pid {}", init.id()));
     Ok(())
 }
@@ -111,10 +99,7 @@ fn inside() -> io::Result<()> {
     }
     let orders: Orders = serde_json::from_str(&line)?;
     let files = Files(orders.dir);
-    let log = File::options()
-        .append(true)
-        .create(true)
-        .open(files.daemon_log(&orders.name))?;
+    let log = File::options().append(true).create(true).open(files.daemon_log(&orders.name))?;
     nix::unistd::sethostname(&orders.name)?;
     mounts::make_private(&files, &orders.name)?;
 
@@ -123,20 +108,14 @@ fn inside() -> io::Result<()> {
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let mut daemon = orders
-        .daemon
-        .map(|command| Daemon::start(command, log))
-        .transpose()?;
+    let mut daemon = orders.daemon.map(|command| Daemon::start(command, log)).transpose()?;
     say("ready");
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
 
     loop {
-        let timeout = daemon
-            .as_ref()
-            .and_then(Daemon::due)
-            .unwrap_or(Duration::MAX);
+        let timeout = daemon.as_ref().and_then(Daemon::due).unwrap_or(Duration::MAX);
         let mut stop = false;
         if sys::readable(signals.as_fd(), timeout)? {
             while let Some(signal) = signals.read_signal()? {
@@ -191,35 +170,20 @@ struct Daemon {
 impl Daemon {
     fn start(command: Vec<String>, log: File) -> io::Result<Daemon> {
         let now = Instant::now();
-        let mut daemon = Daemon {
-            command,
-            log,
-            pid: None,
-            started: now,
-            again: now,
-            delay: Duration::ZERO,
-        };
+        let mut daemon = Daemon { command, log, pid: None, started: now, again: now, delay: Duration::ZERO };
         daemon.spawn()?;
         Ok(daemon)
     }
 
     fn spawn(&mut self) -> io::Result<()> {
-        let (program, args) = self
-            .command
-            .split_first()
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let (program, args) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(program);
         command.args(args).current_dir("/").stdin(Stdio::null());
-        command
-            .stdout(self.log.try_clone()?)
-            .stderr(self.log.try_clone()?);
+        command.stdout(self.log.try_clone()?).stderr(self.log.try_clone()?);
         sys::unblock_signals(&mut command);
-        let child = command.spawn().map_err(|e| {
-            io::Error::new(
-                e.kind(),
-                format!("can't start '{}': {e}", self.command.join(" ")),
-            )
-        })?;
+        let child = command
+            .spawn()
+            .map_err(|e| io::Error::new(e.kind(), format!("can't start '{}': {e}", self.command.join(" "))))?;
         self.pid = Some(Pid::from_raw(child.id() as i32));
         self.started = Instant::now();
         Ok(())
@@ -227,9 +191,7 @@ impl Daemon {
 
     /// How long until it is to be started again; `None` while it runs.
     fn due(&self) -> Option<Duration> {
-        self.pid
-            .is_none()
-            .then(|| self.again.saturating_duration_since(Instant::now()))
+        self.pid.is_none().then(|| self.again.saturating_duration_since(Instant::now()))
     }
 
     fn ended(&mut self, status: WaitStatus) {
@@ -237,10 +199,7 @@ impl Daemon {
         if self.started.elapsed() >= WELL {
             self.delay = Duration::ZERO;
         }
-        eprintln!(
-            "{COMMAND}: the daemon has ended ({status:?}); started again in {:?}",
-            self.delay
-        );
+        eprintln!("{COMMAND}: the daemon has ended ({status:?}); started again in {:?}", self.delay);
         self.postpone();
     }
 

@@ -29,9 +29,8 @@ pub(crate) fn nodes(count: u8, witness: bool) -> Vec<(String, Ipv4Addr)> {
         3 | 4 => 5 + n,
         _ => 30 + n,
     };
-    let mut nodes: Vec<(String, Ipv4Addr)> = (1..=count)
-        .map(|n| (format!("node{n:02}"), Ipv4Addr::new(10, 0, 0, number(n))))
-        .collect();
+    let mut nodes: Vec<(String, Ipv4Addr)> =
+        (1..=count).map(|n| (format!("node{n:02}"), Ipv4Addr::new(10, 0, 0, number(n)))).collect();
     if witness {
         nodes.push(("witness".to_owned(), Ipv4Addr::new(10, 0, 0, 7)));
     }
@@ -50,8 +49,8 @@ pub(crate) fn replication(public: Ipv4Addr) -> Ipv4Addr {
 }
 
 /// A hardware address that says whose it is, so that a trace of packets can be read.
-pub(crate) fn mac(public: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = public.octets();
+pub(crate) fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
     [2, 0, a, b, c, d]
 }
 
@@ -113,13 +112,7 @@ mod tests {
 
     #[test]
     fn addresses_are_the_thesis_ones_and_never_clash() {
-        let of = |name: &str| {
-            nodes(MAX_NODES, true)
-                .into_iter()
-                .find(|(n, _)| n == name)
-                .unwrap()
-                .1
-        };
+        let of = |name: &str| nodes(MAX_NODES, true).into_iter().find(|(n, _)| n == name).unwrap().1;
         assert_eq!(of("node01"), Ipv4Addr::new(10, 0, 0, 5));
         assert_eq!(of("node02"), Ipv4Addr::new(10, 0, 0, 6));
         assert_eq!(of("witness"), Ipv4Addr::new(10, 0, 0, 7));
@@ -138,16 +131,8 @@ mod tests {
     #[test]
     fn hosts_file_names_everybody() {
         let text = hosts(&nodes(2, true));
-        for line in [
-            "10.0.0.5\tnode01",
-            "10.0.0.7\twitness",
-            "10.0.0.10\tvm1",
-            "10.0.0.20\tcluster01",
-        ] {
-            assert!(
-                text.lines().any(|l| l == line),
-                "{line} is missing in\n{text}"
-            );
+        for line in ["10.0.0.5\tnode01", "10.0.0.7\twitness", "10.0.0.10\tvm1", "10.0.0.20\tcluster01"] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
     }
 }

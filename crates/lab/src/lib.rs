@@ -14,7 +14,7 @@
 //! `/run` and `/tmp`; it sees nothing of the other nodes'. Killing its PID 1 ends everything in it at once, as
 //! pulling the plug would, except that the page cache survives: what a disk may lose in a power cut is the
 //! business of `lab::faultfs`, a pass-through file system that is to be put between a node and its state
-//! directory (in [`mounts`](self), where that directory is bound).
+//! directory (in the module `mounts`, where that directory is bound).
 //!
 //! Nothing is added to the machine's own network, and all that a lab keeps is in one directory. Two empty
 //! directories are made where the machine lacks them, as places to mount on: `/var/lib/cardume` and

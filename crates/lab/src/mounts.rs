@@ -22,21 +22,9 @@ pub(crate) fn make_private(files: &Files, member: &str) -> io::Result<()> {
     // Nothing of what follows may reach the machine.
     call(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    call(
-        Some("proc"),
-        "/proc",
-        Some("proc"),
-        safe | MsFlags::MS_NOEXEC,
-        None,
-    )?;
+    call(Some("proc"), "/proc", Some("proc"), safe | MsFlags::MS_NOEXEC, None)?;
     // Describes the network of whoever mounted it.
-    call(
-        Some("sysfs"),
-        "/sys",
-        Some("sysfs"),
-        safe | MsFlags::MS_NOEXEC,
-        None,
-    )?;
+    call(Some("sysfs"), "/sys", Some("sysfs"), safe | MsFlags::MS_NOEXEC, None)?;
 
     // Taken hold of before the place where they are is covered.
     let [state, logs] = MOUNT_POINTS;
@@ -47,27 +35,9 @@ pub(crate) fn make_private(files: &Files, member: &str) -> io::Result<()> {
         (hold(files.bin())?, BIN),
     ];
     let dir = files.dir().to_string_lossy().into_owned();
-    call(
-        Some("tmpfs"),
-        &dir,
-        Some("tmpfs"),
-        safe | MsFlags::MS_RDONLY,
-        Some("size=4k,mode=0555"),
-    )?;
-    call(
-        Some("tmpfs"),
-        "/tmp",
-        Some("tmpfs"),
-        safe,
-        Some("mode=1777"),
-    )?;
-    call(
-        Some("tmpfs"),
-        "/run",
-        Some("tmpfs"),
-        safe,
-        Some("mode=0755"),
-    )?;
+    call(Some("tmpfs"), &dir, Some("tmpfs"), safe | MsFlags::MS_RDONLY, Some("size=4k,mode=0555"))?;
+    call(Some("tmpfs"), "/tmp", Some("tmpfs"), safe, Some("mode=1777"))?;
+    call(Some("tmpfs"), "/run", Some("tmpfs"), safe, Some("mode=0755"))?;
     fs::create_dir_all(BIN)?;
     fs::create_dir_all("/run/lock")?;
     for (source, target) in own {
@@ -79,11 +49,7 @@ pub(crate) fn make_private(files: &Files, member: &str) -> io::Result<()> {
 
 /// Refers to a file without opening it.
 fn hold(path: PathBuf) -> io::Result<File> {
-    File::options()
-        .read(true)
-        .custom_flags(libc::O_PATH)
-        .open(&path)
-        .map_err(|error| about("open", &path, error))
+    File::options().read(true).custom_flags(libc::O_PATH).open(&path).map_err(|error| about("open", &path, error))
 }
 
 fn call(
@@ -93,13 +59,9 @@ fn call(
     flags: MsFlags,
     options: Option<&str>,
 ) -> io::Result<()> {
-    mount(source, target, kind, flags, options)
-        .map_err(|error| about("mount on", Path::new(target), error.into()))
+    mount(source, target, kind, flags, options).map_err(|error| about("mount on", Path::new(target), error.into()))
 }
 
 fn about(action: &str, path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("can't {action} {}: {error}", path.display()),
-    )
+    io::Error::new(error.kind(), format!("can't {action} {}: {error}", path.display()))
 }

@@ -65,10 +65,7 @@ pub(crate) fn end(processes: &[Process], signal: Signal, patience: Duration) -> 
             fd.signal(Signal::SIGKILL)?;
         }
         if !fd.wait(END)? {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "a killed process does not end",
-            ));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a killed process does not end"));
         }
     }
     Ok(())
@@ -81,12 +78,9 @@ fn ended(state: char) -> bool {
 /// State and start time of a process; `None` when there is none of that number.
 fn stat(pid: i32) -> io::Result<Option<(char, u64)>> {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(text) => parse(&text).map(Some).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("/proc/{pid}/stat can't be understood"),
-            )
-        }),
+        Ok(text) => parse(&text)
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat can't be understood"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // The process ended between the opening and the reading.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
@@ -106,9 +100,7 @@ fn parse(stat: &str) -> Option<(char, u64)> {
 
 /// Identifies the machine's current boot: process numbers and start times of another one mean nothing.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -128,20 +120,14 @@ mod tests {
     fn a_number_with_another_start_time_is_another_process() {
         let me = Process::current().unwrap();
         assert!(me.is_alive());
-        let other = Process {
-            start: me.start + 1,
-            ..me
-        };
+        let other = Process { start: me.start + 1, ..me };
         assert!(!other.is_alive());
         assert!(other.open().unwrap().is_none());
     }
 
     #[test]
     fn a_process_that_was_not_waited_for_is_ended() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("100")
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let process = Process::of(child.id() as i32).unwrap();
         assert!(process.is_alive());
         end(&[process], Signal::SIGKILL, Duration::ZERO).unwrap();

@@ -26,12 +26,7 @@ pub struct Pty {
 impl Pty {
     pub(crate) fn start(exec: &Exec) -> Result<Pty, Error> {
         let failed = |error| Error::exec(exec.node_name(), &exec.line())(error);
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None).map_err(|e| failed(e.into()))?;
         for fd in [&pair.master, &pair.slave] {
             let flags = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
@@ -54,9 +49,7 @@ impl Pty {
 
     /// Types.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.terminal
-            .write_all(bytes)
-            .map_err(|error| self.failed(error))
+        self.terminal.write_all(bytes).map_err(|error| self.failed(error))
     }
 
     /// Reads until `wanted` appears, and returns everything up to and with it. What follows it is for the next
@@ -135,6 +128,5 @@ impl Drop for Pty {
 }
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
-    text.windows(wanted.len().max(1))
-        .position(|window| window == wanted)
+    text.windows(wanted.len().max(1)).position(|window| window == wanted)
 }

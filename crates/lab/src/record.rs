@@ -70,14 +70,10 @@ impl Record {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::file("read", path)(error)),
         };
-        let mut record: Record =
-            serde_json::from_slice(&text).map_err(|source| Error::Damaged { path, source })?;
+        let mut record: Record = serde_json::from_slice(&text).map_err(|source| Error::Damaged { path, source })?;
         if record.boot != boot()? {
             record.owner = record.owner.map(|_| Process { pid: 0, start: 0 });
-            record
-                .members
-                .iter_mut()
-                .for_each(|member| member.process = None);
+            record.members.iter_mut().for_each(|member| member.process = None);
         }
         Ok(Some(record))
     }
@@ -86,20 +82,12 @@ impl Record {
     pub fn save(&self, files: &Files) -> Result<(), Error> {
         let path = files.record();
         let new = path.with_extension("json.new");
-        let text = serde_json::to_vec_pretty(self).map_err(|source| Error::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        fs::write(&new, text)
-            .and_then(|()| fs::rename(&new, &path))
-            .map_err(Error::file("write", path))
+        let text = serde_json::to_vec_pretty(self).map_err(|source| Error::Damaged { path: path.clone(), source })?;
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(Error::file("write", path))
     }
 
     pub fn member(&self, name: &str) -> Result<&Member, Error> {
-        self.members
-            .iter()
-            .find(|m| m.name == name)
-            .ok_or_else(|| self.unknown(name))
+        self.members.iter().find(|m| m.name == name).ok_or_else(|| self.unknown(name))
     }
 
     pub fn member_mut(&mut self, name: &str) -> Result<&mut Member, Error> {
@@ -115,16 +103,9 @@ impl Record {
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let known: Vec<&str> = self
-            .members
-            .iter()
-            .filter(|m| m.role != Role::Switch)
-            .map(|m| m.name.as_str())
-            .collect();
-        Error::Unknown {
-            name: name.to_owned(),
-            known: known.join(", "),
-        }
+        let known: Vec<&str> =
+            self.members.iter().filter(|m| m.role != Role::Switch).map(|m| m.name.as_str()).collect();
+        Error::Unknown { name: name.to_owned(), known: known.join(", ") }
     }
 }
 
@@ -168,13 +149,7 @@ impl LabLock {
     pub(crate) fn acquire() -> Result<LabLock, Error> {
         let path = Path::new("/run/lock/cardume-lab");
         let file = fs::create_dir_all("/run/lock")
-            .and_then(|()| {
-                File::options()
-                    .create(true)
-                    .truncate(false)
-                    .write(true)
-                    .open(path)
-            })
+            .and_then(|()| File::options().create(true).truncate(false).write(true).open(path))
             .map_err(Error::file("open", path))?;
         let lock = flock(file).map_err(Error::file("lock", path))?;
         Ok(LabLock { _lock: lock })

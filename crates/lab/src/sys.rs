@@ -31,13 +31,7 @@ impl PidFd {
         let no_info: *const libc::siginfo_t = std::ptr::null();
         // SAFETY: the descriptor is open, and no siginfo is passed.
         let result = Errno::result(unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.0.as_raw_fd(),
-                signal as i32,
-                no_info,
-                0,
-            )
+            libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal as i32, no_info, 0)
         });
         match result {
             Ok(_) | Err(Errno::ESRCH) => Ok(()),

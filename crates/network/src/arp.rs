@@ -48,21 +48,17 @@ impl Drop for Announcement {
 
 /// Announces in the background that `address` is at the hardware address of `interface`: [`REPEATS`] frames,
 /// the first one at once and before this returns.
-pub async fn announce(
-    net: &Netlink,
-    interface: &str,
-    address: Ipv4Addr,
-) -> Result<Announcement, Error> {
+pub async fn announce(net: &Netlink, interface: &str, address: Ipv4Addr) -> Result<Announcement, Error> {
     let link = link::get(net, interface).await?;
     let failed = {
         let interface = interface.to_owned();
         move |source| Error::address("announce", address, &interface)(source)
     };
-    let mac: [u8; 6] = link.mac.as_slice().try_into().map_err(|_| {
-        failed(std::io::Error::other(
-            "the interface has no Ethernet address",
-        ))
-    })?;
+    let mac: [u8; 6] = link
+        .mac
+        .as_slice()
+        .try_into()
+        .map_err(|_| failed(std::io::Error::other("the interface has no Ethernet address")))?;
     let frame = gratuitous(mac, address);
     let socket = FrameSocket::open().map_err(&failed)?;
     socket.send(link.index, &frame).map_err(&failed)?;

@@ -28,10 +28,7 @@ pub async fn create(net: &Netlink, name: &str, mac: Option<[u8; 6]>) -> Result<(
         answer.map_err(|e| Error::link("create", name)(io_error(e)))?;
         let created = link::get(net, name).await?;
         let mac = mac.map_or_else(|| created.mac.clone(), |mac| mac.to_vec());
-        link::change(net, "set the hardware address of", &created, |l| {
-            l.address(mac)
-        })
-        .await?;
+        link::change(net, "set the hardware address of", &created, |l| l.address(mac)).await?;
     }
     link::set_up(net, name).await
 }
@@ -41,10 +38,7 @@ pub async fn attach(net: &Netlink, bridge: &str, port: &str) -> Result<(), Error
     let target = link::get(net, bridge).await?;
     is_bridge(&target)?;
     let port = link::get(net, port).await?;
-    link::change(net, "attach to its bridge", &port, |l| {
-        l.controller(target.index)
-    })
-    .await
+    link::change(net, "attach to its bridge", &port, |l| l.controller(target.index)).await
 }
 
 /// Takes `port` out of its bridge. Repeatable.
@@ -58,11 +52,8 @@ pub async fn ports(net: &Netlink, bridge: &str) -> Result<Vec<String>, Error> {
     let target = link::get(net, bridge).await?;
     is_bridge(&target)?;
     let all = link::all(net).await?;
-    let mut ports: Vec<String> = all
-        .into_iter()
-        .filter(|l| l.controller == Some(target.index))
-        .map(|l| l.name)
-        .collect();
+    let mut ports: Vec<String> =
+        all.into_iter().filter(|l| l.controller == Some(target.index)).map(|l| l.name).collect();
     ports.sort();
     Ok(ports)
 }

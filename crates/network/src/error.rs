@@ -12,15 +12,11 @@ pub enum Error {
     Netlink(#[source] io::Error),
 
     /// The name can't be an interface's.
-    #[error(
-        "'{0}' can't be the name of a network interface (1 to 15 characters, no '/', ':' or white space)"
-    )]
+    #[error("'{0}' can't be the name of a network interface (1 to 15 characters, no '/', ':' or white space)")]
     BadName(String),
 
     /// There is no such interface in this network namespace.
-    #[error(
-        "there is no network interface {0}; create it, or correct its name in the cluster's parameters"
-    )]
+    #[error("there is no network interface {0}; create it, or correct its name in the cluster's parameters")]
     NoSuchInterface(String),
 
     /// The interface exists, but is no bridge.
@@ -67,25 +63,12 @@ pub enum Error {
 impl Error {
     pub(crate) fn link(action: &'static str, interface: &str) -> impl FnOnce(io::Error) -> Error {
         let interface = interface.to_owned();
-        move |source| Error::Link {
-            action,
-            interface,
-            source,
-        }
+        move |source| Error::Link { action, interface, source }
     }
 
-    pub(crate) fn address(
-        action: &'static str,
-        address: Ipv4Addr,
-        interface: &str,
-    ) -> impl FnOnce(io::Error) -> Error {
+    pub(crate) fn address(action: &'static str, address: Ipv4Addr, interface: &str) -> impl FnOnce(io::Error) -> Error {
         let interface = interface.to_owned();
-        move |source| Error::Address {
-            action,
-            address,
-            interface,
-            source,
-        }
+        move |source| Error::Address { action, address, interface, source }
     }
 
     pub(crate) fn namespace(action: &'static str) -> impl FnOnce(io::Error) -> Error {

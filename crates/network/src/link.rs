@@ -61,24 +61,13 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
         && name != "."
         && name != ".."
         && !name.contains(|c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace());
-    if usable {
-        Ok(())
-    } else {
-        Err(Error::BadName(name.to_owned()))
-    }
+    if usable { Ok(()) } else { Err(Error::BadName(name.to_owned())) }
 }
 
 /// The interface, or `None` where there is none of that name.
 pub(crate) async fn find(net: &Netlink, name: &str) -> Result<Option<Link>, Error> {
     check_name(name)?;
-    let answer = net
-        .handle()
-        .link()
-        .get()
-        .match_name(name.to_owned())
-        .execute()
-        .try_next()
-        .await;
+    let answer = net.handle().link().get().match_name(name.to_owned()).execute().try_next().await;
     match answer.map_err(io_error) {
         Ok(message) => Ok(message.map(Link::from)),
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
@@ -87,20 +76,12 @@ pub(crate) async fn find(net: &Netlink, name: &str) -> Result<Option<Link>, Erro
 }
 
 pub(crate) async fn get(net: &Netlink, name: &str) -> Result<Link, Error> {
-    find(net, name)
-        .await?
-        .ok_or_else(|| Error::NoSuchInterface(name.to_owned()))
+    find(net, name).await?.ok_or_else(|| Error::NoSuchInterface(name.to_owned()))
 }
 
 pub(crate) async fn all(net: &Netlink) -> Result<Vec<Link>, Error> {
-    let messages: Vec<LinkMessage> = net
-        .handle()
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|e| Error::Netlink(io_error(e)))?;
+    let messages: Vec<LinkMessage> =
+        net.handle().link().get().execute().try_collect().await.map_err(|e| Error::Netlink(io_error(e)))?;
     Ok(messages.into_iter().map(Link::from).collect())
 }
 
@@ -128,24 +109,18 @@ pub async fn is_up(net: &Netlink, name: &str) -> Result<bool, Error> {
 
 /// Sets an interface up. Repeatable.
 pub async fn set_up(net: &Netlink, name: &str) -> Result<(), Error> {
-    change(
-        net,
-        "set up",
-        &get(net, name).await?,
-        LinkMessageBuilder::up,
-    )
-    .await
+    change(net, "set up", &get(net, name).await?, LinkMessageBuilder::up).await
 }
 
 /// Sets an interface down. Repeatable.
 pub async fn set_down(net: &Netlink, name: &str) -> Result<(), Error> {
-    change(
-        net,
-        "set down",
-        &get(net, name).await?,
-        LinkMessageBuilder::down,
-    )
-    .await
+    change(net, "set down", &get(net, name).await?, LinkMessageBuilder::down).await
+}
+
+/// Gives an interface a hardware address of the caller's choice.
+pub async fn set_mac(net: &Netlink, name: &str, mac: [u8; 6]) -> Result<(), Error> {
+    let link = get(net, name).await?;
+    change(net, "set the hardware address of", &link, |l| l.address(mac.to_vec())).await
 }
 
 /// Deletes an interface (for a veth pair: both its ends). Repeatable: one that is not there is no error.
@@ -173,16 +148,7 @@ mod tests {
         for good in ["br0", "gnt1a2b3c4d-10", "exactly15chars_"] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "a:b",
-            "a b",
-            "sixteen_chars_xx",
-            "nul\0",
-        ] {
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen_chars_xx", "nul\0"] {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
     }

@@ -19,10 +19,7 @@ impl Netlink {
     /// with I/O enabled.
     pub fn open() -> Result<Netlink, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Netlink)?;
-        Ok(Netlink {
-            handle,
-            connection: tokio::spawn(connection),
-        })
+        Ok(Netlink { handle, connection: tokio::spawn(connection) })
     }
 
     pub(crate) fn handle(&self) -> &Handle {

@@ -28,16 +28,12 @@ impl NetNs {
 
     /// The namespace of the calling thread.
     pub fn current() -> Result<NetNs, Error> {
-        File::open("/proc/thread-self/ns/net")
-            .map(NetNs)
-            .map_err(Error::namespace("open"))
+        File::open("/proc/thread-self/ns/net").map(NetNs).map_err(Error::namespace("open"))
     }
 
     /// The namespace that a process is in.
     pub fn of_process(pid: i32) -> Result<NetNs, Error> {
-        File::open(format!("/proc/{pid}/ns/net"))
-            .map(NetNs)
-            .map_err(Error::namespace("open"))
+        File::open(format!("/proc/{pid}/ns/net")).map(NetNs).map_err(Error::namespace("open"))
     }
 
     /// The descriptor, for `setns` and for netlink.
@@ -85,11 +81,7 @@ where
     F: FnOnce() -> io::Result<T> + Send,
 {
     thread::scope(|scope| {
-        let thread = thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn_scoped(scope, work)?;
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -16,12 +16,7 @@ impl FrameSocket {
     pub(crate) fn open() -> io::Result<FrameSocket> {
         // Without a protocol (0) the kernel hands no received frame to the socket.
         let none: Option<SockProtocol> = None;
-        let fd = socket(
-            AddressFamily::Packet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            none,
-        )?;
+        let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, none)?;
         Ok(FrameSocket(fd))
     }
 
@@ -42,10 +37,6 @@ impl FrameSocket {
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if sent < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

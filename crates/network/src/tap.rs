@@ -25,11 +25,7 @@ pub struct Tap {
 /// The name of an instance's tap: [`PREFIX`], the start of the instance's UUID, the number of the NIC. An
 /// interface's name is too short for a whole UUID; that one is kept in the interface's alias.
 pub fn name(instance: &str, nic: u8) -> String {
-    let id: String = instance
-        .chars()
-        .filter(char::is_ascii_alphanumeric)
-        .take(8)
-        .collect();
+    let id: String = instance.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
     format!("{PREFIX}{id}-{nic}")
 }
 
@@ -38,12 +34,7 @@ pub fn name(instance: &str, nic: u8) -> String {
 ///
 /// Repeatable: a tap that is there already and that no process holds is opened and put in order. One that a
 /// running QEMU holds is refused (`EBUSY`). A tap that could not be completed does not stay behind.
-pub async fn create(
-    net: &Netlink,
-    name: &str,
-    bridge: &str,
-    instance: &str,
-) -> Result<OwnedFd, Error> {
+pub async fn create(net: &Netlink, name: &str, bridge: &str, instance: &str) -> Result<OwnedFd, Error> {
     link::check_name(name)?;
     if !bridge::exists(net, bridge).await? {
         return Err(Error::NoSuchInterface(bridge.to_owned()));
@@ -55,10 +46,7 @@ pub async fn create(
     if let Some(first) = mac.first_mut() {
         *first = 0xfe;
     }
-    link::change(net, "set the hardware address of", &created, |l| {
-        l.address(mac)
-    })
-    .await?;
+    link::change(net, "set the hardware address of", &created, |l| l.address(mac)).await?;
     link::change(net, "name the instance of", &created, |l| l.alias(instance)).await?;
     bridge::attach(net, bridge, name).await?;
     link::set_up(net, name).await?;
@@ -77,10 +65,7 @@ pub async fn list(net: &Netlink) -> Result<Vec<Tap>, Error> {
     let mut taps: Vec<Tap> = links
         .into_iter()
         .filter(|l| l.kind == Some(InfoKind::Tun) && l.name.starts_with(PREFIX))
-        .map(|l| Tap {
-            name: l.name,
-            instance: l.alias,
-        })
+        .map(|l| Tap { name: l.name, instance: l.alias })
         .collect();
     taps.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(taps)

@@ -16,20 +16,13 @@ mod ioctl {
 ///
 /// `name` must have been checked: at most 15 bytes, no NUL.
 pub(crate) fn open(name: &str) -> io::Result<OwnedFd> {
-    let file: File = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")?;
+    let file: File = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: ifreq is plain old data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
-        .iter_mut()
-        .zip(name.bytes())
-    {
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags =
-        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: TUNSETIFF reads an ifreq, which lives until the call returns.
     unsafe { ioctl::set_interface(file.as_raw_fd(), &raw const request) }?;
     Ok(file.into())

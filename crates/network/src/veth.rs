@@ -14,20 +14,10 @@ use crate::{Error, Netlink, link};
 pub async fn create(net: &Netlink, here: &str, there: &str, peer: &NetNs) -> Result<(), Error> {
     link::check_name(here)?;
     link::check_name(there)?;
-    let answer = net
-        .handle()
-        .link()
-        .add(LinkVeth::new(here, there).build())
-        .execute()
-        .await;
+    let answer = net.handle().link().add(LinkVeth::new(here, there).build()).execute().await;
     answer.map_err(|e| Error::link("create", here)(io_error(e)))?;
     let moved = match link::get(net, there).await {
-        Ok(end) => {
-            link::change(net, "move to its namespace", &end, |l| {
-                l.setns_by_fd(peer.fd().as_raw_fd())
-            })
-            .await
-        }
+        Ok(end) => link::change(net, "move to its namespace", &end, |l| l.setns_by_fd(peer.fd().as_raw_fd())).await,
         Err(error) => Err(error),
     };
     if moved.is_err() {

@@ -11,10 +11,7 @@ use network::{Error, Netlink, address, arp, bridge, link, tap, veth};
 
 /// A fresh namespace, or a failure in one line where we may not make one.
 fn namespace() -> NetNs {
-    assert!(
-        nix::unistd::Uid::effective().is_root(),
-        "the tests of `network` need root (they make network namespaces)"
-    );
+    assert!(nix::unistd::Uid::effective().is_root(), "the tests of `network` need root (they make network namespaces)");
     NetNs::create().expect("a namespace")
 }
 
@@ -30,19 +27,12 @@ where
 #[test]
 fn a_namespace_is_empty_and_not_the_machines() {
     let ours = namespace();
-    let names = ours
-        .configure(|net| async move { link::names(&net).await })
-        .unwrap();
+    let names = ours.configure(|net| async move { link::names(&net).await }).unwrap();
     assert_eq!(names, ["lo"]);
     let machine = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-    let inside = ours
-        .run(|| std::fs::read_link("/proc/thread-self/ns/net").unwrap())
-        .unwrap();
+    let inside = ours.run(|| std::fs::read_link("/proc/thread-self/ns/net").unwrap()).unwrap();
     assert_ne!(machine, inside);
-    assert_eq!(
-        machine,
-        std::fs::read_link("/proc/thread-self/ns/net").unwrap()
-    );
+    assert_eq!(machine, std::fs::read_link("/proc/thread-self/ns/net").unwrap());
 }
 
 #[test]
@@ -69,34 +59,17 @@ fn bridge_is_made_once_and_holds_its_ports() {
 fn errors_name_the_interface_and_the_address() {
     in_namespace(|net| async move {
         let vip = Ipv4Addr::new(10, 0, 0, 20);
-        let missing = address::add(&net, "br7", vip, 32)
-            .await
-            .unwrap_err()
-            .to_string();
+        let missing = address::add(&net, "br7", vip, 32).await.unwrap_err().to_string();
         assert!(missing.contains("br7"), "{missing}");
         let kind = bridge::exists(&net, "lo").await.unwrap_err().to_string();
         assert!(kind.contains("lo is not a bridge"), "{kind}");
-        let prefix = address::add(&net, "lo", vip, 77)
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(
-            prefix.contains("10.0.0.20") && prefix.contains("lo"),
-            "{prefix}"
-        );
-        let long = tap::create(&net, "a-name-that-is-too-long", "br0", "i")
-            .await
-            .unwrap_err();
+        let prefix = address::add(&net, "lo", vip, 77).await.unwrap_err().to_string();
+        assert!(prefix.contains("10.0.0.20") && prefix.contains("lo"), "{prefix}");
+        let long = tap::create(&net, "a-name-that-is-too-long", "br0", "i").await.unwrap_err();
         assert!(matches!(long, Error::BadName(_)), "{long}");
-        let bridge = tap::create(&net, "gnt0-0", "br9", "i")
-            .await
-            .unwrap_err()
-            .to_string();
+        let bridge = tap::create(&net, "gnt0-0", "br9", "i").await.unwrap_err().to_string();
         assert!(bridge.contains("br9"), "{bridge}");
-        assert!(
-            tap::list(&net).await?.is_empty(),
-            "a refused tap stays behind"
-        );
+        assert!(tap::list(&net).await?.is_empty(), "a refused tap stays behind");
         Ok(())
     });
 }
@@ -134,20 +107,14 @@ fn tap_is_ready_for_qemu_and_outlives_its_descriptor() {
         assert!(link::is_up(&net, &name).await?);
 
         // What QEMU sees through the descriptor: /proc names the device, and it says that it has a header.
-        let fdinfo =
-            std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd()));
+        let fdinfo = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd()));
         assert!(fdinfo.unwrap().contains(&format!("iff:\t{name}")));
         let flags = nix::fcntl::fcntl(fd.as_fd(), nix::fcntl::FcntlArg::F_GETFD).unwrap();
-        assert!(
-            nix::fcntl::FdFlag::from_bits_retain(flags).contains(nix::fcntl::FdFlag::FD_CLOEXEC)
-        );
+        assert!(nix::fcntl::FdFlag::from_bits_retain(flags).contains(nix::fcntl::FdFlag::FD_CLOEXEC));
 
         // Held by somebody else: refused, and left alone.
         assert!(tap::create(&net, &name, "br0", instance).await.is_err());
-        let ours = tap::Tap {
-            name: name.clone(),
-            instance: Some(instance.to_owned()),
-        };
+        let ours = tap::Tap { name: name.clone(), instance: Some(instance.to_owned()) };
         assert_eq!(tap::list(&net).await?, std::slice::from_ref(&ours));
 
         // The daemon and QEMU are gone: the tap stays, can be taken up again, and is found for cleaning up.
@@ -190,11 +157,7 @@ fn a_cable_connects_two_namespaces_and_a_failed_one_leaves_nothing() {
         }
     })
     .unwrap();
-    assert_eq!(
-        b.configure(|net| async move { link::names(&net).await })
-            .unwrap(),
-        ["b0", "lo"]
-    );
+    assert_eq!(b.configure(|net| async move { link::names(&net).await }).unwrap(), ["b0", "lo"]);
 }
 
 /// Two namespaces joined by a cable, both ends up and with addresses 10.9.0.1 and 10.9.0.2.
@@ -202,9 +165,7 @@ fn pair() -> (NetNs, NetNs) {
     let (a, b) = (namespace(), namespace());
     for ns in [&a, &b] {
         // IPv6 would talk on the cable as soon as it is up.
-        ns.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))
-            .unwrap()
-            .unwrap();
+        ns.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")).unwrap().unwrap();
     }
     a.configure(|net| {
         let b = &b;
@@ -224,19 +185,8 @@ fn pair() -> (NetNs, NetNs) {
 }
 
 fn sh(ns: &NetNs, program: &str, args: &[&str]) -> String {
-    let output = ns
-        .run(|| {
-            std::process::Command::new(program)
-                .args(args)
-                .output()
-                .unwrap()
-        })
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = ns.run(|| std::process::Command::new(program).args(args).output().unwrap()).unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -244,29 +194,9 @@ fn sh(ns: &NetNs, program: &str, args: &[&str]) -> String {
 fn announcement_corrects_a_peers_wrong_entry() {
     let (a, b) = pair();
     let vip = Ipv4Addr::new(10, 9, 0, 100);
-    sh(
-        &a,
-        "ip",
-        &[
-            "neigh",
-            "add",
-            "10.9.0.100",
-            "lladdr",
-            "02:00:00:00:00:99",
-            "dev",
-            "a0",
-            "nud",
-            "reachable",
-        ],
-    );
+    sh(&a, "ip", &["neigh", "add", "10.9.0.100", "lladdr", "02:00:00:00:00:99", "dev", "a0", "nud", "reachable"]);
     let show = sh(&b, "ip", &["-o", "link", "show", "b0"]);
-    let mac = show
-        .split("link/ether ")
-        .nth(1)
-        .unwrap()
-        .split(' ')
-        .next()
-        .unwrap();
+    let mac = show.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
     b.configure(|net| async move {
         address::add(&net, "b0", vip, 32).await?;
         arp::announce(&net, "b0", vip).await?.finished().await
@@ -282,14 +212,7 @@ fn announcement_is_repeated_and_stops_when_it_is_cancelled() {
     let vip = Ipv4Addr::new(10, 9, 0, 100);
     let received = || -> u64 {
         let line = sh(&a, "ip", &["-s", "-o", "link", "show", "a0"]);
-        let rx = line
-            .split("RX:")
-            .nth(1)
-            .unwrap()
-            .split('\\')
-            .nth(1)
-            .unwrap()
-            .to_owned();
+        let rx = line.split("RX:").nth(1).unwrap().split('\\').nth(1).unwrap().to_owned();
         rx.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     b.configure(|net| async move {
@@ -300,11 +223,7 @@ fn announcement_is_repeated_and_stops_when_it_is_cancelled() {
         let before = received();
         arp::announce(&net, "b0", vip).await?.cancel().await;
         let after = received();
-        assert_eq!(
-            after - before,
-            1,
-            "the first frame is sent before `announce` returns"
-        );
+        assert_eq!(after - before, 1, "the first frame is sent before `announce` returns");
         tokio::time::sleep(arp::INTERVAL + Duration::from_millis(200)).await;
         assert_eq!(received(), after, "a cancelled announcement goes on");
         Ok(())
