@@ -194,19 +194,10 @@ pub trait Log: Send + Sync {
     fn incarnation(&self) -> Incarnation;
 
     /// Adds a member without a vote and waits until it has the log. A known member stays what it is.
-    async fn add_learner(
-        &self,
-        id: NodeId,
-        info: NodeInfo,
-        within: Duration,
-    ) -> Result<(), MembershipError>;
+    async fn add_learner(&self, id: NodeId, info: NodeInfo, within: Duration) -> Result<(), MembershipError>;
 
     /// Replaces the voters by `voters`, who must be members, in one joint change. Who loses the vote stays as a learner.
-    async fn set_voters(
-        &self,
-        voters: BTreeSet<NodeId>,
-        within: Duration,
-    ) -> Result<(), MembershipError>;
+    async fn set_voters(&self, voters: BTreeSet<NodeId>, within: Duration) -> Result<(), MembershipError>;
 
     /// Takes a member, voter or learner, out of the group. The leader can't remove itself. Unknown ones are fine.
     async fn remove(&self, id: NodeId, within: Duration) -> Result<(), MembershipError>;
