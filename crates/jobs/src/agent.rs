@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use model::{Disk, DiskTemplate, InstanceId, Params, RunId};
+use model::{Disk, DiskTemplate, InstanceId, Params, RunId, State};
 use serde::{Deserialize, Serialize};
 
 /// A disk, as the node that holds it has to know it.
@@ -70,7 +70,10 @@ pub enum Call {
     /// Nothing: does the node answer? Reply: [`Reply::Done`].
     Ping,
     /// What the node has and runs. Reply: [`Reply::Facts`].
-    Facts,
+    Facts {
+        /// Folder for disks, whose space is asked for.
+        file_storage_dir: String,
+    },
     /// Looks for what is wrong. Reply: [`Reply::Problems`].
     Verify(Box<VerifyRequest>),
     /// Which operating systems the node has. Reply: [`Reply::Systems`].
@@ -103,6 +106,8 @@ pub enum Call {
         hypervisor: String,
         /// Name, for messages.
         instance: String,
+        /// Identity, to find what was made for it.
+        id: InstanceId,
         /// Its run.
         run: RunId,
         /// Seconds that the guest has; 0: it is ended at once.
@@ -147,6 +152,14 @@ pub enum Call {
     },
     /// The node is no longer a member: it forgets the cluster. Reply: [`Reply::Done`], before it does.
     Leave,
+}
+
+impl Call {
+    /// [`Call::Facts`] for the cluster of that state.
+    pub fn facts(state: &State) -> Self {
+        let cluster = state.cluster.as_ref();
+        Call::Facts { file_storage_dir: cluster.map_or_else(String::new, |cluster| cluster.file_storage_dir.clone()) }
+    }
 }
 
 /// What a node is to be checked for.

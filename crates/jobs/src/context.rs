@@ -70,8 +70,11 @@ impl Context {
     }
 
     /// A one-time token for joining, and the SHA-256 of its secret. Choose inside a step.
-    pub fn new_token(&self) -> (String, String) {
-        self.world.new_token()
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn new_token(&self) -> Result<(String, String), Halt> {
+        self.world.new_token().map_err(|why| Halt::Failed(Failure::failed(why)))
     }
 
     /// The outside, for what has no step of its own.

@@ -79,7 +79,10 @@ pub trait World: Send + Sync + 'static {
     async fn answers(&self, address: std::net::Ipv4Addr, port: u16) -> bool;
 
     /// Makes a one-time token for joining; returns the word to type and the SHA-256 of its secret.
-    fn new_token(&self) -> (String, String);
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    fn new_token(&self) -> Result<(String, String), String>;
 
     /// The time.
     fn now(&self) -> Timestamp;

@@ -335,7 +335,7 @@ pub fn check_memory_bounds(filled: &Params) -> Result<(), Failure> {
 
 /// Refuses a start for which the primary node has not enough free memory. An instance that runs already has its own.
 pub async fn check_memory(ctx: &Context, state: &State, instance: &Instance, once: &Params) -> Result<(), Halt> {
-    let facts = match ctx.call(instance.primary, Call::Facts).await? {
+    let facts = match ctx.call(instance.primary, Call::facts(state)).await? {
         Reply::Facts(facts) => facts,
         other => return Err(unexpected(&other)),
     };
@@ -363,7 +363,7 @@ fn not_enough_memory(state: &State, instance: &Instance, doing: &str, needed: u6
 }
 
 async fn check_space(ctx: &Context, state: &State, instance: &Instance, start: bool) -> Result<(), Halt> {
-    let facts = match ctx.call(instance.primary, Call::Facts).await? {
+    let facts = match ctx.call(instance.primary, Call::facts(state)).await? {
         Reply::Facts(facts) => facts,
         other => return Err(unexpected(&other)),
     };

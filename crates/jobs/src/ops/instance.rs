@@ -46,7 +46,7 @@ fn current_run(state: &State, instance: &Instance) -> Option<RunId> {
 
 /// Whether the hypervisor has that run.
 async fn is_running(ctx: &Context, instance: &Instance, run: RunId) -> Result<bool, Halt> {
-    match ctx.call(instance.primary, Call::Facts).await? {
+    match ctx.call(instance.primary, Call::facts(&ctx.state())).await? {
         Reply::Facts(facts) => Ok(facts.instances.iter().any(|live| live.run == run)),
         other => Err(unexpected(&other)),
     }
@@ -94,7 +94,7 @@ pub async fn start(
     };
     // Only when the node says that nothing is left of it is the right given back. If the node does not answer, it keeps
     // it: nobody may start a second one.
-    let call = Call::Stop { hypervisor: spec.hypervisor.clone(), instance: spec.name.clone(), run, timeout: 0 };
+    let call = Call::Stop { hypervisor: spec.hypervisor.clone(), instance: spec.name.clone(), id, run, timeout: 0 };
     ctx.call_within(node, call, STOP).await?;
     ctx.commit(&format!("{prefix}disown"), vec![Command::Disown { instance: id, run, want: None }]).await?;
     let text = format!("Could not start instance '{}': {}", spec.name, failure.text);
@@ -118,7 +118,8 @@ async fn stop(
         }
         return Ok(None);
     };
-    let call = Call::Stop { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), run, timeout };
+    let call =
+        Call::Stop { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), id, run, timeout };
     let reply = ctx.call_within(instance.primary, call, STOP + Duration::from_secs(u64::from(timeout))).await?;
     ctx.commit(step, vec![Command::Disown { instance: id, run, want }]).await?;
     match reply {

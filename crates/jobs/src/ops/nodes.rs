@@ -48,7 +48,7 @@ pub async fn add(ctx: &Context, op: NodeAdd) -> Result<Value, Halt> {
         ))
         .into());
     };
-    if let Err(why) = ctx.step("member", || async { Ok(settle(ctx, node).await) }).await? {
+    if let Err(why) = ctx.step("member", || settle(ctx, node)).await? {
         // It joined and went away again. Nothing of it may stay: it would count as a node that is down.
         let undo = vec![Command::RemoveNode { node }, Command::DropToken { id: plan.token }];
         ctx.commit("undo", undo).await?;
@@ -106,7 +106,7 @@ async fn plan(ctx: &Context, op: &NodeAdd) -> Result<Plan, Halt> {
     let Some(master) = master else {
         return Err(Halt::Interrupted);
     };
-    let (word, secret_sha256) = ctx.new_token();
+    let (word, secret_sha256) = ctx.new_token()?;
     let expires = Timestamp(ctx.now().0 + TOKEN_LIFE.as_micros() as u64);
     Ok(Plan { token: ctx.new_uuid(), secret_sha256, word, node, expires, master })
 }
@@ -130,13 +130,15 @@ async fn joined(ctx: &Context, token: Uuid, expires: Timestamp) -> Result<Option
 }
 
 /// Makes the machine a member of the log, and waits until it answers and has everything.
-async fn settle(ctx: &Context, node: NodeId) -> Result<(), String> {
-    ctx.world().enrol(node).await?;
+async fn settle(ctx: &Context, node: NodeId) -> Result<Result<(), String>, Halt> {
+    if let Err(why) = ctx.world().enrol(node).await {
+        return Ok(Err(why));
+    }
     let call = Call::CaughtUp { index: ctx.world().applied_index() };
     match ctx.call(node, call).await {
-        Ok(_) => Ok(()),
-        Err(Halt::Failed(failure)) => Err(failure.text),
-        Err(Halt::Interrupted) => Err("the master changed meanwhile".into()),
+        Ok(_) => Ok(Ok(())),
+        Err(Halt::Failed(failure)) => Ok(Err(failure.text)),
+        Err(halt) => Err(halt),
     }
 }
 

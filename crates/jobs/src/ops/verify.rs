@@ -191,7 +191,7 @@ where
 }
 
 async fn facts(ctx: &Context, id: NodeId) -> Result<Facts, CallError> {
-    match ctx.call_once(id, Call::Facts, LOOK).await? {
+    match ctx.call_once(id, Call::facts(&ctx.state()), LOOK).await? {
         Reply::Facts(facts) => Ok(*facts),
         _ => Err(CallError::Unreachable("unable to verify node: no data returned".into())),
     }
