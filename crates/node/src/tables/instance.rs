@@ -27,8 +27,8 @@ pub struct Runs<'a>(BTreeMap<&'a str, Vec<(NodeId, &'a LiveInstance)>>);
 pub enum Sighting<'a> {
     /// It runs on its primary node, in the run that was committed for it.
     Running(&'a LiveInstance),
-    /// Another node has it.
-    Elsewhere(&'a LiveInstance),
+    /// This other node has it.
+    Elsewhere(NodeId, &'a LiveInstance),
     /// It does not run.
     Gone,
     /// Its primary node does not answer.
@@ -65,7 +65,7 @@ impl<'a> Runs<'a> {
         let other = || serving().find(|(node, _)| *node != instance.primary);
         match (own, other()) {
             (Some((_, run)), _) => Sighting::Running(run),
-            (None, Some((_, run))) => Sighting::Elsewhere(run),
+            (None, Some((node, run))) => Sighting::Elsewhere(*node, run),
             (None, None) => Sighting::Gone,
         }
     }
@@ -77,7 +77,7 @@ impl<'a> Sighting<'a> {
         match (self, want) {
             (Sighting::Offline, _) => "ERROR_nodeoffline",
             (Sighting::NoAnswer, _) => "ERROR_nodedown",
-            (Sighting::Elsewhere(_), _) => "ERROR_wrongnode",
+            (Sighting::Elsewhere(..), _) => "ERROR_wrongnode",
             (Sighting::Running(_), AdminState::Up) => "running",
             (Sighting::Running(_), AdminState::Down | AdminState::Offline) => "ERROR_up",
             (Sighting::Gone, AdminState::Up) => "ERROR_down",
@@ -89,7 +89,7 @@ impl<'a> Sighting<'a> {
     /// Its run, wherever it is.
     fn run(self) -> Result<Option<&'a LiveInstance>, CellState> {
         match self {
-            Sighting::Running(run) | Sighting::Elsewhere(run) => Ok(Some(run)),
+            Sighting::Running(run) | Sighting::Elsewhere(_, run) => Ok(Some(run)),
             Sighting::Gone => Ok(None),
             Sighting::NoAnswer => Err(CellState::NoData),
             Sighting::Offline => Err(CellState::Offline),

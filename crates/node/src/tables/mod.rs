@@ -19,7 +19,8 @@ use model::{NodeId, State};
 use opcodes::wire::{Cell, CellState, Query, Resource, Table};
 use opcodes::{Failure, fields};
 
-pub use instance::{Runs, Sighting};
+pub use instance::{Runs, Sighting, all as instances};
+pub use node::{Instances, all as nodes};
 pub use select::select;
 
 /// What a node said.
