@@ -1,2 +1,93 @@
-//! The one binary: every command and both processes of a node.
-fn main() {}
+//! The one binary: every command, and the daemon of a node.
+//!
+//! Under the name of one of Ganeti's tools (`gnt-instance`, a symlink) it is that tool; `cardume instance …` is the same.
+
+mod daemon;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// A high-availability virtualisation cluster.
+///
+/// Two ordinary servers and a small witness become one place where virtual machines keep running. The commands of
+/// Ganeti are here under their own names (gnt-cluster, gnt-node, gnt-instance, gnt-job, gnt-os, gnt-debug) and as words
+/// of this one: 'cardume instance list' is 'gnt-instance list'.
+#[derive(Parser)]
+#[command(name = "cardume", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cardume {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cardume daemon --state-dir /var/lib/cardume   run this node's daemon (systemd does it)
+  gnt-cluster init cluster01                    make a cluster with this node as its first
+  gnt-node add node02                           add a node: prints what to type there
+  gnt-instance add --help                       how to make a virtual machine
+  cardume lab up                                a whole cluster on this machine, to try things";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon of this node.
+    Daemon(daemon::DaemonArgs),
+    /// A whole cluster on this machine, in network namespaces: up, status, exec, kill, cut, heal, demo, down.
+    Lab(lab::cli::LabArgs),
+    /// Make this machine a node of a cluster, with the token that 'gnt-node add' printed on the master.
+    #[command(disable_help_flag = true)]
+    Join {
+        /// See 'cardume join --help'.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        args: Vec<OsString>,
+    },
+    /// 'gnt-cluster': the cluster as a whole.
+    #[command(external_subcommand)]
+    Tool(Vec<OsString>),
+}
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // Before anything else: inside a node the lab's init has to be alone in its process.
+    if let Some(code) = lab::entry(&args) {
+        return code;
+    }
+    if let Some(tool) = args.first().and_then(|name| Path::new(name).file_name()).and_then(OsStr::to_str)
+        && tool.starts_with("gnt-")
+    {
+        return cli::run(tool, args.into_iter().skip(1).collect());
+    }
+    match Cardume::parse_from(args).command {
+        Command::Daemon(args) => report(daemon::run(args)),
+        Command::Lab(args) => report(lab::cli::run(args)),
+        Command::Join { args } => cli::join(args),
+        Command::Tool(words) => {
+            let tool = words.first().and_then(|word| word.to_str()).and_then(cli::tool);
+            match tool {
+                Some(tool) => cli::run(tool, words.into_iter().skip(1).collect()),
+                None => {
+                    let word = words.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+                    let mut command = Cardume::command();
+                    let error = command.error(
+                        clap::error::ErrorKind::InvalidSubcommand,
+                        format!("there is no command '{word}'; see 'cardume --help'"),
+                    );
+                    error.exit()
+                }
+            }
+        }
+    }
+}
+
+/// Prints an error with its causes.
+fn report(outcome: anyhow::Result<ExitCode>) -> ExitCode {
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cardume: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

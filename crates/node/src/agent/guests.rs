@@ -1,0 +1,154 @@
+//! Starting and stopping guests on this node.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypervisor::{Boot, DiskSource, MachineSpec, NicSpec, RebootBehavior, Shutdown};
+use jobs::agent::{InstanceSpec, Stopped};
+use model::{DiskAccess, ParamValue, Params, RunId};
+use network::{Netlink, tap};
+use opcodes::Failure;
+
+use super::{Agent, hypervisor_failed, run_name, storage_failed};
+
+impl Agent {
+    /// Starts a run. A second call for the same run finds it started.
+    pub(super) async fn start_guest(&self, spec: &InstanceSpec, run: RunId, paused: bool) -> Result<(), Failure> {
+        let driver = Arc::clone(self.hypervisor(&spec.hypervisor)?);
+        let name = run_name(run);
+        if !driver.list().await.iter().any(|running| running.run == name) {
+            let machine = self.machine(spec, &name).await?;
+            driver.start(&machine).await.map_err(hypervisor_failed)?;
+        }
+        if !paused {
+            driver.resume(&name).await.map_err(hypervisor_failed)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a run, by the guest's own means if it obeys in time. Done when the process is gone.
+    pub(super) async fn stop_guest(
+        &self,
+        hypervisor: &str,
+        instance: &str,
+        run: RunId,
+        timeout: u32,
+    ) -> Result<Stopped, Failure> {
+        let driver = self.hypervisor(hypervisor)?;
+        let name = run_name(run);
+        let running = driver.list().await.into_iter().find(|running| running.run == name);
+        if running.is_none() {
+            return Ok(Stopped::NotRunning);
+        }
+        if timeout > 0 {
+            match driver.shutdown(&name, Duration::from_secs(u64::from(timeout))).await {
+                Ok(Shutdown::Clean) => return Ok(Stopped::Clean),
+                Ok(Shutdown::TimedOut) => tracing::info!(instance, timeout, "did not shut down in time"),
+                Err(hypervisor::Error::NoSuchRun { .. }) => return Ok(Stopped::Clean),
+                Err(error) => tracing::warn!(instance, error = crate::chain(&error), "could not be asked to shut down"),
+            }
+        }
+        driver.destroy(&name).await.map_err(hypervisor_failed)?;
+        Ok(Stopped::Forced)
+    }
+
+    /// Removes the interfaces that were made for an instance.
+    pub(super) async fn remove_taps(&self, instance: &str) -> Result<(), Failure> {
+        let failed = |error: network::Error| Failure::failed(crate::chain(&error));
+        let net = Netlink::open().map_err(failed)?;
+        for found in tap::list(&net).await.map_err(failed)? {
+            if found.instance.as_deref() == Some(instance) {
+                tap::delete(&net, &found.name).await.map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn machine(&self, spec: &InstanceSpec, run: &str) -> Result<MachineSpec, Failure> {
+        let memory = number(&spec.beparams, "maxmem");
+        let vcpus = u32::try_from(number(&spec.beparams, "vcpus")).unwrap_or(1);
+        let hv = &spec.hvparams;
+        let mut machine = MachineSpec::new(&spec.name, run, memory, vcpus, boot(spec));
+        machine.uuid = Some(spec.id.to_string());
+        machine.cpu_type = text(hv, "cpu_type");
+        machine.machine = text(hv, "machine_version");
+        machine.acpi = flag(hv, "acpi", true);
+        machine.serial = flag(hv, "serial_console", true);
+        machine.reboot = match text(hv, "reboot_behavior").as_deref() {
+            Some("exit") => RebootBehavior::Exit,
+            _ => RebootBehavior::Reboot,
+        };
+        for disk in &spec.disks {
+            let (at, template) = self.disk(disk);
+            let attachment = template.activate(&at).await.map_err(storage_failed)?;
+            machine.disks.push(hypervisor::DiskSpec {
+                id: format!("disk{}", disk.index),
+                source: DiskSource::File {
+                    path: attachment.path,
+                    direct: attachment.direct,
+                    aio: hypervisor::Aio::default(),
+                },
+                read_only: disk.disk.access == DiskAccess::Ro,
+            });
+        }
+        // The fake hypervisor needs no network.
+        if spec.hypervisor != "fake" && !spec.nics.is_empty() {
+            let failed = |error: network::Error| Failure::failed(crate::chain(&error));
+            let net = Netlink::open().map_err(failed)?;
+            let id = spec.id.to_string();
+            for (index, nic) in (0u8..).zip(&spec.nics) {
+                let link = text(&nic.params, "link").unwrap_or_default();
+                let name = tap::name(&id, index);
+                let device = tap::create(&net, &name, &link, &id).await.map_err(failed)?;
+                machine.nics.push(NicSpec {
+                    id: format!("nic{index}"),
+                    mac: nic.mac.clone(),
+                    tap: Arc::new(device),
+                    model: hypervisor::NicModel::default(),
+                });
+            }
+        }
+        Ok(machine)
+    }
+}
+
+fn boot(spec: &InstanceSpec) -> Boot {
+    let hv = &spec.hvparams;
+    match text(hv, "kernel_path") {
+        Some(kernel) => {
+            let mut args = vec![format!("root={}", text(hv, "root_path").unwrap_or_default())];
+            if flag(hv, "serial_console", true) {
+                args.push("console=ttyS0".into());
+            }
+            args.extend(text(hv, "kernel_args"));
+            Boot::Kernel {
+                kernel: PathBuf::from(kernel),
+                initrd: text(hv, "initrd_path").map(PathBuf::from),
+                args: args.join(" "),
+            }
+        }
+        None => {
+            let disks = (0..spec.disks.len()).map(|index| format!("disk{index}"));
+            let nics = (0..spec.nics.len()).map(|index| format!("nic{index}"));
+            let order = match text(hv, "boot_order").as_deref() {
+                Some("network") => nics.chain(disks).collect(),
+                _ => disks.chain(nics).collect(),
+            };
+            Boot::Disk { order }
+        }
+    }
+}
+
+/// A parameter's text; `None` if it is empty or not set.
+fn text(params: &Params, name: &str) -> Option<String> {
+    params.get(name).and_then(ParamValue::as_text).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+fn flag(params: &Params, name: &str, default: bool) -> bool {
+    params.get(name).and_then(ParamValue::as_bool).unwrap_or(default)
+}
+
+fn number(params: &Params, name: &str) -> u64 {
+    params.get(name).and_then(ParamValue::as_int).and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
+}

@@ -1,0 +1,117 @@
+//! Operating systems on this node: which there are, and installing one.
+
+use std::path::Path;
+
+use images::{DiskEnv, Environment, NicEnv};
+use jobs::agent::{InstanceSpec, SystemInfo};
+use model::ParamValue;
+use network::{Netlink, bridge};
+use opcodes::{ErrorCode, Failure};
+
+use super::{Agent, storage_failed};
+
+impl Agent {
+    pub(super) async fn systems(&self) -> Result<Vec<SystemInfo>, Failure> {
+        let found = images::discover(&self.config.os_search_path);
+        let systems = found.into_iter().map(|system| SystemInfo {
+            name: system.name,
+            path: system.path.display().to_string(),
+            valid: system.valid,
+            diagnosis: system.diagnosis,
+            variants: system.variants,
+            api_versions: system.api_versions,
+            parameters: system.parameters,
+        });
+        Ok(systems.collect())
+    }
+
+    /// Refuses what could not be created here, before anything is made.
+    pub(super) async fn check_instance(&self, spec: &InstanceSpec, install: bool) -> Result<(), Failure> {
+        self.hypervisor(&spec.hypervisor)?;
+        if install {
+            images::find(&self.config.os_search_path, &spec.os).map_err(|error| {
+                Failure::refused(
+                    ErrorCode::WrongInput,
+                    format!(
+                        "OS '{}' not in supported OS list for node {}: {}",
+                        spec.os,
+                        self.config.host_name,
+                        crate::chain(&error)
+                    ),
+                )
+            })?;
+        }
+        let environment = |text: String| Failure::refused(ErrorCode::EnvironmentError, text);
+        let net = Netlink::open().map_err(|error| environment(crate::chain(&error)))?;
+        for nic in &spec.nics {
+            let link = nic.params.get("link").and_then(ParamValue::as_text).unwrap_or_default();
+            if !bridge::exists(&net, link).await.unwrap_or(false) {
+                return Err(environment(format!(
+                    "Error checking bridges on destination node '{}': Missing bridges {link}",
+                    self.config.host_name
+                )));
+            }
+        }
+        for name in ["kernel_path", "initrd_path"] {
+            let path = spec.hvparams.get(name).and_then(ParamValue::as_text).unwrap_or_default();
+            if !path.is_empty() && !Path::new(path).is_file() {
+                return Err(environment(format!(
+                    "Hypervisor parameter validation failed on node {}: {name} '{path}' is not a file there",
+                    self.config.host_name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the operating system's `create` script on the instance's disks.
+    pub(super) async fn install(&self, spec: &InstanceSpec) -> Result<(), Failure> {
+        let failed = |error: &dyn std::error::Error| Failure::failed(crate::chain(error));
+        let system = images::find(&self.config.os_search_path, &spec.os).map_err(|error| failed(&error))?;
+        let mut disks = Vec::new();
+        for disk in &spec.disks {
+            let (at, template) = self.disk(disk);
+            let attachment = template.activate(&at).await.map_err(storage_failed)?;
+            disks.push(DiskEnv {
+                path: attachment.path,
+                size_mib: disk.disk.size_mib,
+                uuid: disk.disk.id.to_string(),
+                name: disk.disk.name.clone(),
+                access: disk.disk.access,
+            });
+        }
+        let nics = spec.nics.iter().map(|nic| {
+            let param = |name: &str| nic.params.get(name).map(ToString::to_string).unwrap_or_default();
+            NicEnv {
+                mac: nic.mac.clone(),
+                ip: nic.ip.clone(),
+                mode: param("mode"),
+                link: param("link"),
+                vlan: param("vlan"),
+                uuid: nic.uuid.clone(),
+                name: nic.name.clone(),
+            }
+        });
+        let environment = Environment {
+            instance_name: spec.name.clone(),
+            hypervisor: spec.hypervisor.clone(),
+            primary_node: spec.primary.clone(),
+            secondary_nodes: spec.secondaries.clone(),
+            nics: nics.collect(),
+            disks,
+            osparams: spec.osparams.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
+            debug_level: 0,
+            reinstall: false,
+        };
+        let os = spec.os.replace('/', "_");
+        let started = crate::member::now().seconds();
+        let log = self.config.log_dir.join(format!("os/add-{os}-{}-{started}.log", spec.name));
+        let lock = self.config.run_dir.join(format!("os/{}.lock", spec.id));
+        images::create(&system, &environment, &log, &lock).await.map_err(|error| failed(&error))?;
+        for disk in &spec.disks {
+            let (at, template) = self.disk(disk);
+            template.deactivate(&at).await.map_err(storage_failed)?;
+        }
+        Ok(())
+    }
+}

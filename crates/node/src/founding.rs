@@ -1,0 +1,192 @@
+//! Making a cluster: `gnt-cluster init`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use model::{Cluster, Command, DiskTemplate, NewNode, Params, Proposal, Timestamp, Uuid, params};
+use opcodes::wire::Init;
+use opcodes::{ErrorCode, Failure};
+use rpc::{ClusterCa, Identity, NodeKey};
+
+use crate::config::Config;
+use crate::member::now;
+
+/// Defaults of `gnt-cluster init`; Ganeti's where it has one.
+const NETDEV: &str = "br0";
+const NETMASK: u8 = 32;
+const MAC_PREFIX: &str = "aa:00:00";
+const FILE_STORAGE_DIR: &str = "/srv/ganeti/file-storage";
+const CANDIDATE_POOL_SIZE: u32 = 10;
+const MAX_RUNNING_JOBS: u32 = 20;
+
+/// Looks up the IPv4 address of a name.
+pub async fn resolve(name: &str) -> Result<Ipv4Addr, String> {
+    let found = tokio::net::lookup_host((name, 0)).await.map_err(|error| error.to_string())?;
+    found
+        .filter_map(|address| match address.ip() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        })
+        .next()
+        .ok_or_else(|| "it has no IPv4 address".to_owned())
+}
+
+/// A cluster that is about to be made: what is proposed, and this node's identity in it.
+pub struct Founding {
+    pub identity: Identity,
+    pub proposal: Proposal,
+    pub address: Ipv4Addr,
+}
+
+/// Checks what is asked for and prepares it. Nothing is changed.
+pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> {
+    let refused = |text: String| Failure::refused(ErrorCode::WrongInput, text);
+    let lookup = async |name: &str| {
+        resolve(name).await.map_err(|why| {
+            Failure::refused(ErrorCode::ResolverError, format!("The given name ({name}) does not resolve: {why}"))
+        })
+    };
+    let address = lookup(&init.cluster_name).await?;
+    let own = lookup(&config.host_name).await?;
+    if own.is_loopback() {
+        return Err(Failure::refused(
+            ErrorCode::EnvironmentError,
+            format!(
+                "This host's name ('{}') resolves to the loopback address {own}; give it its real address in /etc/hosts",
+                config.host_name
+            ),
+        ));
+    }
+    if own == address {
+        return Err(refused(format!(
+            "The cluster name '{}' and this host's name resolve to the same address {own}; the cluster needs one of its own",
+            init.cluster_name
+        )));
+    }
+    let netdev = init.master_netdev.clone().unwrap_or_else(|| NETDEV.into());
+    check_address(&netdev, own, address).await?;
+
+    let hypervisors = init.enabled_hypervisors.clone().unwrap_or_else(|| vec!["kvm".into()]);
+    if hypervisors.is_empty() {
+        return Err(refused("Enabled hypervisors list must contain at least one member".into()));
+    }
+    for name in hypervisors.iter().chain(init.hvparams.keys()) {
+        if params::hypervisor(name).is_none() {
+            let known: Vec<&str> = params::HYPERVISORS.iter().map(|(name, _)| *name).collect();
+            return Err(refused(format!("Unknown hypervisor '{name}'; this version has {}", known.join(", "))));
+        }
+    }
+    let checked = |what: &str, outcome: Result<Params, params::ParamError>| {
+        outcome.map_err(|error| refused(format!("{what}: {error}")))
+    };
+    let mut hvparams = BTreeMap::new();
+    for (name, given) in &init.hvparams {
+        let defs = params::hypervisor(name).unwrap_or(&[]);
+        hvparams.insert(name.clone(), checked(&format!("Hypervisor '{name}'"), params::check(defs, given))?);
+    }
+    let mac_prefix = init.mac_prefix.clone().unwrap_or_else(|| MAC_PREFIX.into()).to_ascii_lowercase();
+    check_mac_prefix(&mac_prefix)?;
+    let netmask = init.master_netmask.unwrap_or(NETMASK);
+    if !(1..=32).contains(&netmask) {
+        return Err(refused(format!("Netmask {netmask} is not in range [1, 32]")));
+    }
+    let file_storage_dir = init.file_storage_dir.clone().unwrap_or_else(|| FILE_STORAGE_DIR.into());
+    if !file_storage_dir.starts_with('/') {
+        return Err(refused(format!("File storage directory '{file_storage_dir}' is not an absolute path")));
+    }
+
+    let crypto = |error: rpc::IdentityError| Failure::failed(crate::chain(&error));
+    let uuid = Uuid::new_v4();
+    let ca = ClusterCa::generate(&init.cluster_name).map_err(crypto)?;
+    let key = NodeKey::generate().map_err(crypto)?;
+    let request = key.csr_pem(&config.host_name).map_err(crypto)?;
+    let certificate = ca.sign_csr(&request, uuid, 1).map_err(crypto)?;
+    let identity = key.into_identity(&certificate, &ca.cert_pem()).map_err(crypto)?;
+
+    let cluster = Cluster {
+        name: init.cluster_name.clone(),
+        uuid,
+        ctime: Timestamp(0),
+        mtime: Timestamp(0),
+        serial_no: 0,
+        address,
+        netmask,
+        netdev,
+        mac_prefix,
+        hypervisors,
+        hvparams,
+        beparams: checked("Back-end parameters", params::check(params::BACKEND, &init.beparams))?,
+        nicparams: checked("Interface parameters", params::check(params::NIC, &init.nicparams))?,
+        ndparams: Params::new(),
+        disk_templates: init
+            .enabled_disk_templates
+            .clone()
+            .filter(|templates| !templates.is_empty())
+            .unwrap_or_else(|| DiskTemplate::ALL.to_vec()),
+        file_storage_dir,
+        candidate_pool_size: init.candidate_pool_size.unwrap_or(CANDIDATE_POOL_SIZE).max(1),
+        max_running_jobs: MAX_RUNNING_JOBS,
+        tags: BTreeSet::new(),
+        os: BTreeMap::new(),
+        drained: false,
+        ca_certificate: ca.cert_pem(),
+        ca_key: ca.to_pem(),
+    };
+    let node = NewNode {
+        name: config.host_name.clone(),
+        uuid: Uuid::new_v4(),
+        primary_ip: own,
+        secondary_ip: init.secondary_ip.unwrap_or(own),
+        group: None,
+        master_capable: true,
+        vm_capable: true,
+    };
+    let command = Command::Init {
+        cluster: Box::new(cluster),
+        incarnation: Uuid::new_v4(),
+        group: Uuid::new_v4(),
+        node,
+    };
+    let proposal =
+        Proposal { incarnation: model::Incarnation::default(), office: None, at: now(), commands: vec![command] };
+    Ok(Founding { identity, proposal, address: own })
+}
+
+fn check_mac_prefix(prefix: &str) -> Result<(), Failure> {
+    let octets: Vec<Option<u8>> = prefix
+        .split(':')
+        .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
+        .collect();
+    match octets.as_slice() {
+        [Some(first), Some(_), Some(_)] if first & 1 == 0 => Ok(()),
+        _ => Err(Failure::refused(
+            ErrorCode::WrongInput,
+            format!("Invalid MAC address prefix '{prefix}'; it has to be like aa:00:00"),
+        )),
+    }
+}
+
+/// Refuses an interface that is not there or does not carry this host's address, and a cluster address in use.
+async fn check_address(netdev: &str, own: Ipv4Addr, cluster: Ipv4Addr) -> Result<(), Failure> {
+    let environment = |text: String| Failure::refused(ErrorCode::EnvironmentError, text);
+    let failed = |error: network::Error| environment(crate::chain(&error));
+    let net = network::Netlink::open().map_err(failed)?;
+    let addresses = network::address::list(&net, netdev).await.map_err(|error| match error {
+        network::Error::NoSuchInterface(_) => environment(format!(
+            "The master network device '{netdev}' does not exist; choose one with --master-netdev"
+        )),
+        error => failed(error),
+    })?;
+    if !addresses.iter().any(|(address, _)| *address == own) {
+        return Err(environment(format!("This host's address {own} is not on the master network device '{netdev}'")));
+    }
+    let probe = tokio::net::TcpStream::connect((cluster, opcodes::wire::NODE_PORT));
+    let own_already = addresses.iter().any(|(address, _)| *address == cluster);
+    if !own_already && matches!(tokio::time::timeout(std::time::Duration::from_secs(1), probe).await, Ok(Ok(_))) {
+        return Err(Failure::refused(
+            ErrorCode::ResourceNotUnique,
+            format!("Cluster IP {cluster} already active: another cluster answers there"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,367 @@
+//! A node that is part of a cluster: its place in the log, its port, its agent.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use consensus::Log;
+use jobs::agent::{Call, Reply};
+use model::{Applied, Command, Incarnation, Life, NodeId, Proposal, RunId, State, Timestamp};
+use opcodes::Failure;
+use opcodes::wire::Request;
+use rpc::{CallError, Client, Envelope, Fault, FaultKind, Gate, Identity, Lane, PeerIdentity, Upgrade};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::Agent;
+use crate::config::Config;
+use crate::office::Office;
+use crate::transport::RAFT_PATH;
+
+/// Paths on the port between nodes.
+const AGENT_PATH: &str = "/agent";
+const REQUEST_PATH: &str = "/request";
+const LIFE_PATH: &str = "/life";
+const HANDOVER_PATH: &str = "/handover";
+const CONSOLE_PATH: &str = "/console";
+
+/// How long a console may take to open.
+const OPEN: Duration = Duration::from_secs(5);
+/// How long it may take to be asked for a new life.
+const LIFE: Duration = Duration::from_secs(3);
+
+/// A request that another node passes on to the master.
+#[derive(Debug, Serialize, Deserialize)]
+struct Forwarded {
+    request: Request,
+    user: String,
+}
+
+/// A node's report that it was booted.
+#[derive(Debug, Serialize, Deserialize)]
+struct Booted {
+    boot: String,
+    previous: Life,
+    runs: Vec<RunId>,
+}
+
+/// A node in a cluster.
+pub struct Member {
+    pub id: NodeId,
+    pub config: Arc<Config>,
+    pub identity: Arc<Identity>,
+    pub log: Arc<dyn Log>,
+    pub client: Client,
+    pub agent: Arc<Agent>,
+    /// What the master does here, while this node is in office.
+    pub office: watch::Sender<Option<Arc<Office>>>,
+    gate: Mutex<Gate>,
+    /// Told when this node has to forget the cluster.
+    leave: Notify,
+}
+
+impl Member {
+    pub fn new(
+        config: Arc<Config>,
+        identity: Arc<Identity>,
+        log: Arc<dyn Log>,
+        client: Client,
+        agent: Arc<Agent>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id: NodeId(identity.node_id()),
+            config,
+            identity,
+            log,
+            client,
+            agent,
+            office: watch::Sender::new(None),
+            gate: Mutex::default(),
+            leave: Notify::new(),
+        })
+    }
+
+    pub fn state(&self) -> Arc<State> {
+        self.log.state()
+    }
+
+    /// This node's name, as the cluster knows it.
+    pub fn name(&self) -> String {
+        self.state().node_name(self.id)
+    }
+
+    /// Where a node's port is.
+    pub fn address_of(&self, node: NodeId) -> Option<SocketAddr> {
+        let state = self.state();
+        let node = state.nodes.get(&node)?;
+        Some(SocketAddr::from((node.primary_ip, self.config.node_port)))
+    }
+
+    /// Starts what a member does all the time. It ends when the set is dropped.
+    pub fn spawn_duties(self: &Arc<Self>) -> JoinSet<()> {
+        let mut duties = JoinSet::new();
+        duties.spawn(crate::office::lead(Arc::clone(self)));
+        duties.spawn(report_boot(Arc::clone(self)));
+        duties
+    }
+
+    /// Resolves when this node has to forget the cluster.
+    pub async fn told_to_leave(&self) {
+        self.leave.notified().await;
+    }
+
+    /// Makes [`Self::told_to_leave`] resolve.
+    pub fn tell_to_leave(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Whether a peer is a member now.
+    pub fn admits(&self, peer: &PeerIdentity) -> bool {
+        let state = self.state();
+        // A node that has just joined knows nobody yet; who has a certificate of the cluster may bring it the log.
+        state.nodes.is_empty() || state.nodes.contains_key(&NodeId(peer.node))
+    }
+
+    /// Asks a node's agent in the name of an office; this node's own directly.
+    pub async fn ask(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        order: Envelope<Call>,
+        within: Duration,
+    ) -> Result<Reply, jobs::CallError> {
+        if node == self.id {
+            self.pass(&order).map_err(|_| jobs::CallError::Deposed)?;
+            let carried_out = self.carry_out(order.payload);
+            return match tokio::time::timeout(within, carried_out).await {
+                Ok(outcome) => outcome.map_err(jobs::CallError::Failed),
+                Err(_) => Err(jobs::CallError::Unreachable(format!("no answer within {} s", within.as_secs()))),
+            };
+        }
+        let answer: Result<Result<Reply, Failure>, CallError> =
+            self.client.call_json(node.0, address, Lane::Control, AGENT_PATH, &order, within).await;
+        match answer {
+            Ok(outcome) => outcome.map_err(jobs::CallError::Failed),
+            Err(CallError::Refused { fault, .. }) if fault.kind == FaultKind::Stale => Err(jobs::CallError::Deposed),
+            Err(error) => Err(jobs::CallError::Unreachable(crate::chain(&error))),
+        }
+    }
+
+    /// Lets an order through if nobody newer has given one.
+    fn pass(&self, order: &Envelope<Call>) -> Result<(), rpc::Stale> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).check(&order.inc, order.term)
+    }
+
+    async fn carry_out(&self, call: Call) -> Result<Reply, Failure> {
+        match call {
+            Call::Leave => {
+                self.tell_to_leave();
+                Ok(Reply::Done)
+            }
+            Call::CaughtUp { index } => {
+                let mut view = self.log.watch();
+                let caught_up = view.wait_for(|view| view.index >= index).await.is_ok();
+                if caught_up { Ok(Reply::Done) } else { Err(Failure::failed("the log was closed meanwhile")) }
+            }
+            call => self.agent.carry_out(call).await,
+        }
+    }
+
+    /// Passes a request on to the node that leads.
+    pub async fn forward(&self, leader: NodeId, request: Request, user: &str, within: Duration) -> Result<Value, Failure> {
+        let Some(address) = self.address_of(leader) else {
+            return Err(Failure::no_master("the master is not known to this node yet"));
+        };
+        let forwarded = Forwarded { request, user: user.to_owned() };
+        let answer: Result<Result<Value, Failure>, CallError> =
+            self.client.call_json(leader.0, address, Lane::Control, REQUEST_PATH, &forwarded, within).await;
+        answer.unwrap_or_else(|error| {
+            let sent = if error.never_sent() { "nothing was changed" } else { "whether it was done is not known" };
+            Err(Failure::no_master(format!(
+                "The master '{}' did not answer ({sent}): {}",
+                self.state().node_name(leader),
+                crate::chain(&error)
+            )))
+        })
+    }
+
+    /// Asks the node that leads to hand over to this one.
+    pub async fn ask_for_handover(&self, leader: NodeId, within: Duration) -> Result<(), Failure> {
+        let Some(address) = self.address_of(leader) else {
+            return Err(Failure::no_master("the master is not known to this node yet"));
+        };
+        let answer: Result<Result<(), Failure>, CallError> =
+            self.client.call_json(leader.0, address, Lane::Control, HANDOVER_PATH, &(), within).await;
+        answer.unwrap_or_else(|error| {
+            let name = self.state().node_name(leader);
+            Err(Failure::failed(format!("The master '{name}' did not hand over: {}", crate::chain(&error))))
+        })
+    }
+
+    /// Opens a console on the node that runs the instance.
+    pub async fn console(&self, instance: &str) -> Result<Box<dyn jobs::Console>, Failure> {
+        let state = self.state();
+        let found = state.instance_by_name(instance).ok_or_else(|| Failure::unknown("Instance", instance))?;
+        let not_running = || {
+            Failure::refused(
+                opcodes::ErrorCode::WrongState,
+                format!("Instance {instance} is not running, can't get console"),
+            )
+        };
+        let run = found.run.ok_or_else(not_running)?;
+        if found.primary == self.id {
+            return Ok(Box::new(self.agent.console(&found.hypervisor, instance, run).await?));
+        }
+        let address = self.address_of(found.primary).ok_or_else(not_running)?;
+        let path = format!("{CONSOLE_PATH}/{instance}");
+        match self.client.open_stream(found.primary.0, address, Lane::Bulk, &path, Bytes::new(), OPEN).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(CallError::Refused { fault, .. }) => Err(from_fault(fault)),
+            Err(error) => Err(Failure::failed(format!(
+                "Node '{}' does not answer: {}",
+                state.node_name(found.primary),
+                crate::chain(&error)
+            ))),
+        }
+    }
+
+    /// Commits that a node was booted. On the leader.
+    async fn give_life(&self, node: NodeId, booted: Booted) -> Result<Life, Failure> {
+        let Booted { boot, previous, runs } = booted;
+        let proposal = Proposal {
+            incarnation: self.incarnation(),
+            office: None,
+            at: now(),
+            commands: vec![Command::JoinNode { node, boot, previous, runs }],
+        };
+        match self.log.propose(proposal).await {
+            Ok(committed) => match committed.applied.as_slice() {
+                [Applied::Life(life)] => Ok(*life),
+                other => Err(Failure::failed(format!("a boot was recorded without a life: {other:?}"))),
+            },
+            Err(error) => Err(Failure::no_master(error.to_string())),
+        }
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        self.state().incarnation
+    }
+}
+
+/// Reports this boot to the cluster, once there is a leader to report it to.
+async fn report_boot(member: Arc<Member>) {
+    let mut views = member.log.watch();
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let state = member.state();
+        let Some(own) = state.nodes.get(&member.id) else {
+            if views.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        if own.boot == member.config.boot && own.life != Life(0) {
+            return;
+        }
+        let booted =
+            Booted { boot: member.config.boot.clone(), previous: own.life, runs: member.agent.runs().await };
+        let status = member.log.status();
+        let outcome = match status.leader {
+            None => Err(Failure::no_master("nobody leads")),
+            Some(leader) if leader == member.id => member.give_life(member.id, booted).await.map(|_| ()),
+            Some(leader) => match member.address_of(leader) {
+                None => Err(Failure::no_master("the leader's address is not known yet")),
+                Some(address) => {
+                    let answer: Result<Result<Life, Failure>, CallError> =
+                        member.client.call_json(leader.0, address, Lane::Control, LIFE_PATH, &booted, LIFE).await;
+                    answer.map_err(|error| Failure::no_master(crate::chain(&error))).and_then(|life| life).map(|_| ())
+                }
+            },
+        };
+        if let Err(failure) = outcome {
+            tracing::debug!(%failure, "this boot could not be reported yet");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// The other nodes' side of this node.
+pub struct PeerService(pub Arc<Member>);
+
+#[async_trait]
+impl rpc::Service for PeerService {
+    async fn call(&self, peer: PeerIdentity, path: &str, body: Bytes) -> Result<Bytes, Fault> {
+        let member = &self.0;
+        match path {
+            RAFT_PATH => {
+                let request = rpc::server::from_json(&body)?;
+                rpc::server::to_json(&member.log.handle(NodeId(peer.node), request).await)
+            }
+            AGENT_PATH => {
+                let order: Envelope<Call> = rpc::server::from_json(&body)?;
+                member.pass(&order)?;
+                rpc::server::to_json(&member.carry_out(order.payload).await)
+            }
+            REQUEST_PATH => {
+                let Forwarded { request, user } = rpc::server::from_json(&body)?;
+                rpc::server::to_json(&crate::requests::as_master(member, request, &user).await)
+            }
+            LIFE_PATH => {
+                let booted = rpc::server::from_json(&body)?;
+                rpc::server::to_json(&member.give_life(NodeId(peer.node), booted).await)
+            }
+            HANDOVER_PATH => rpc::server::to_json(&crate::office::hand_over(member, NodeId(peer.node)).await),
+            other => Err(Fault::new(FaultKind::NotFound, format!("there is no call {other}"))),
+        }
+    }
+
+    async fn stream(&self, _peer: PeerIdentity, path: &str, _body: Bytes, upgrade: Upgrade) -> Result<(), Fault> {
+        let member = &self.0;
+        let Some(instance) = path.strip_prefix(CONSOLE_PATH).and_then(|rest| rest.strip_prefix('/')) else {
+            return Err(Fault::new(FaultKind::NotFound, format!("there is no stream {path}")));
+        };
+        let state = member.state();
+        let here = state.instance_by_name(instance).filter(|found| found.primary == member.id);
+        let Some((found, run)) = here.and_then(|found| found.run.map(|run| (found, run))) else {
+            return Err(Fault::new(FaultKind::Conflict, format!("Instance {instance} does not run on this node")));
+        };
+        let mut console = member.agent.console(&found.hypervisor, instance, run).await.map_err(to_fault)?;
+        let mut stream = match upgrade.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, instance, "a console was not taken");
+                return Ok(());
+            }
+        };
+        // Whichever side ends it: there is nobody to tell.
+        let _ = tokio::io::copy_bidirectional(&mut stream, &mut console).await;
+        Ok(())
+    }
+}
+
+/// Carries a failure through a fault and back.
+fn to_fault(failure: Failure) -> Fault {
+    let detail = serde_json::to_value(&failure).unwrap_or_default();
+    Fault::new(FaultKind::Conflict, failure.text).with_detail(detail)
+}
+
+fn from_fault(fault: Fault) -> Failure {
+    serde_json::from_value(fault.detail).unwrap_or_else(|_| Failure::failed(fault.message))
+}
+
+/// The time, for records.
+pub fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(since.as_micros() as u64)
+}
+
+/// Names of nodes, for people.
+pub fn names(state: &State, ids: &BTreeSet<NodeId>) -> BTreeSet<String> {
+    ids.iter().map(|id| state.node_name(*id)).collect()
+}

@@ -1,0 +1,411 @@
+//! The master's office: what a node does while it leads.
+//!
+//! Being Raft's leader is not permission to act. The leader *takes office* by an entry of its own term; from then on it
+//! proposes in the name of that term, and every order to a node carries it. When the term is over everything that was
+//! under way here is dropped, and what was proposed too late is rejected by the state machine.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use consensus::{NodeInfo, ProposeError};
+use jobs::agent::{Call, Reply};
+use jobs::{Runner, World};
+use model::{Applied, Command, Incarnation, JobId, NodeId, Proposal, State, Timestamp, Uuid, voters};
+use opcodes::{ErrorCode, Failure};
+use rpc::{Envelope, JoinToken};
+use tokio::time::Instant;
+
+use crate::config::{ADDRESS_LEASE, ADDRESS_TAKEOVER};
+use crate::member::{Member, now};
+
+/// How often the master looks after what no event announces.
+const TICK: Duration = Duration::from_millis(250);
+/// How long a change of members may take.
+const MEMBERSHIP: Duration = Duration::from_secs(20);
+/// How long the old master may take to drop the cluster's address.
+const DROP_ADDRESS: Duration = Duration::from_secs(1);
+/// How long a planned change of master may take.
+const TRANSFER: Duration = Duration::from_secs(5);
+
+/// One term in office.
+pub struct Office {
+    member: Arc<Member>,
+    incarnation: Incarnation,
+    term: u64,
+    /// The office is about to be handed over: the address is not taken again.
+    leaving: AtomicBool,
+}
+
+/// Takes office whenever this node leads, and leaves it when it does not any more.
+pub async fn lead(member: Arc<Member>) {
+    let mut statuses = member.log.watch_status();
+    // A daemon that was killed as master may have left the address behind.
+    drop_address(&member).await;
+    loop {
+        let (leads, term) = {
+            let status = statuses.borrow_and_update();
+            (status.is_leader, status.term)
+        };
+        if leads {
+            tokio::select! {
+                () = serve(Arc::clone(&member), term) => {}
+                _ = statuses.wait_for(|status| !status.is_leader || status.term != term) => {}
+            }
+            member.office.send_replace(None);
+            drop_address(&member).await;
+        } else if statuses.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes the cluster's address off this node, if it is on it.
+async fn drop_address(member: &Member) {
+    let state = member.state();
+    if let Some(cluster) = &state.cluster
+        && let Err(failure) = member.agent.address.down(cluster.address, cluster.netmask, &cluster.netdev).await
+    {
+        tracing::error!(failure = failure.text, "the cluster's address could not be taken off this node");
+    }
+}
+
+/// One term, from taking office to its end, which comes by being dropped.
+async fn serve(member: Arc<Member>, term: u64) {
+    let Some(office) = take(&member, term).await else {
+        // Leads, but may not be master, or there is no cluster: a caretaker.
+        tokio::time::sleep(TICK).await;
+        return;
+    };
+    tracing::info!(term, "in office as master");
+    member.office.send_replace(Some(Arc::clone(&office)));
+    let runner = Runner::new(Arc::clone(&office) as Arc<dyn World>);
+    tokio::join!(runner.run(), office.keep_address(), office.keep_members());
+}
+
+async fn take(member: &Arc<Member>, term: u64) -> Option<Arc<Office>> {
+    if let Err(error) = member.log.read_barrier(Duration::from_secs(2)).await {
+        tracing::debug!(%error, "not in office yet");
+        return None;
+    }
+    let state = member.state();
+    state.cluster.as_ref()?;
+    if !state.nodes.get(&member.id)?.may_be_master() {
+        let status = member.log.status();
+        let may = |id: &&NodeId| state.nodes.get(id).is_some_and(|node| node.may_be_master());
+        for candidate in status.voters.iter().filter(may) {
+            if member.log.transfer_leader(*candidate, TRANSFER).await.is_ok() {
+                return None;
+            }
+        }
+        return None;
+    }
+    let office = Office {
+        member: Arc::clone(member),
+        incarnation: state.incarnation,
+        term,
+        leaving: AtomicBool::new(false),
+    };
+    let proposal = Proposal {
+        incarnation: office.incarnation,
+        office: None,
+        at: now(),
+        commands: vec![Command::TakeOffice { node: member.id, term }],
+    };
+    match member.log.propose(proposal).await {
+        Ok(_) => Some(Arc::new(office)),
+        // A restart of the daemon within one term finds itself in office already.
+        Err(_) if member.state().office == Some(model::Office { node: member.id, term }) => Some(Arc::new(office)),
+        Err(error) => {
+            tracing::info!(%error, term, "could not take office");
+            None
+        }
+    }
+}
+
+/// Gives up leadership in favour of another node. Called on the node that leads.
+pub async fn hand_over(member: &Arc<Member>, to: NodeId) -> Result<(), Failure> {
+    let Some(office) = member.office.borrow().clone() else {
+        return Err(Failure::no_master("this node is not the master any more; try again"));
+    };
+    let state = member.state();
+    let Some(node) = state.nodes.get(&to) else {
+        return Err(Failure::unknown("Node", to));
+    };
+    if !node.may_be_master() {
+        return Err(Failure::refused(
+            ErrorCode::WrongState,
+            format!("Node '{}' is not a master candidate", node.name),
+        ));
+    }
+    office.leaving.store(true, Ordering::SeqCst);
+    let outcome = office.step_down(to).await;
+    if let Err(failure) = &outcome {
+        tracing::warn!(failure = failure.text, "the office was not handed over");
+        office.leaving.store(false, Ordering::SeqCst);
+    }
+    outcome
+}
+
+impl Office {
+    fn log(&self) -> &dyn consensus::Log {
+        &*self.member.log
+    }
+
+    async fn step_down(&self, to: NodeId) -> Result<(), Failure> {
+        // The address goes first: at no time two nodes have it.
+        let state = self.member.state();
+        if state.address_owner == Some(self.member.id) {
+            if let Some(cluster) = &state.cluster {
+                self.member.agent.address.down(cluster.address, cluster.netmask, &cluster.netdev).await?;
+            }
+            self.propose(vec![Command::SetAddressOwner(None)]).await.map_err(|error| match error {
+                jobs::ProposeError::Rejected(rejection) => rejection.into(),
+                jobs::ProposeError::Interrupted => Failure::no_master("the office ended while it was handed over"),
+            })?;
+        }
+        let failed = |error: &dyn std::error::Error| Failure::failed(crate::chain(error));
+        if !self.log().status().voters.contains(&to) {
+            let both = BTreeSet::from([self.member.id, to]);
+            let wanted = voters(&state, &both, to);
+            // With a single vote both have it for the moment of the change; the new master puts that right.
+            let wanted = if wanted.len() < 3 { both } else { wanted };
+            self.log().set_voters(wanted, MEMBERSHIP).await.map_err(|error| failed(&error))?;
+        }
+        self.log().transfer_leader(to, TRANSFER).await.map_err(|error| failed(&error))
+    }
+
+    /// Keeps the cluster's address on this node for as long as a majority follows it.
+    async fn keep_address(&self) {
+        let mut views = self.log().watch();
+        let since = Instant::now();
+        loop {
+            let state = self.member.state();
+            if let Some(cluster) = &state.cluster
+                && let Err(failure) = self.move_address(&state, cluster, since).await
+            {
+                tracing::warn!(failure = failure.text, "the cluster's address is not where it should be");
+            }
+            tokio::select! {
+                _ = views.changed() => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
+    async fn move_address(&self, state: &State, cluster: &model::Cluster, since: Instant) -> Result<(), Failure> {
+        let keeper = &self.member.agent.address;
+        let (address, netmask, netdev) = (cluster.address, cluster.netmask, &cluster.netdev);
+        let own = self.member.id;
+        let next = match state.address_owner {
+            Some(owner) if owner == own && !self.leaving.load(Ordering::SeqCst) => {
+                let followed = self.log().quorum_age().is_some_and(|age| age < ADDRESS_LEASE);
+                return match followed {
+                    true => keeper.up(address, netmask, netdev).await,
+                    false => keeper.down(address, netmask, netdev).await,
+                };
+            }
+            Some(owner) if owner == own => return Ok(()),
+            None if self.leaving.load(Ordering::SeqCst) => return Ok(()),
+            None => Some(own),
+            Some(old) => {
+                let call = Call::AddressDown { address, netmask, netdev: netdev.clone() };
+                let dropped = match self.member.address_of(old) {
+                    Some(at) => self.member.ask(old, at, self.order(call, None), DROP_ADDRESS).await.is_ok(),
+                    None => false,
+                };
+                // An old master that does not answer has dropped it by itself by then.
+                if !dropped && since.elapsed() < ADDRESS_TAKEOVER {
+                    return Ok(());
+                }
+                None
+            }
+        };
+        match self.propose(vec![Command::SetAddressOwner(next)]).await {
+            Ok(_) | Err(jobs::ProposeError::Interrupted) => Ok(()),
+            Err(jobs::ProposeError::Rejected(rejection)) => Err(rejection.into()),
+        }
+    }
+
+    /// Keeps the log's members and voters as the state says they should be.
+    async fn keep_members(&self) {
+        let mut views = self.log().watch();
+        let mut statuses = self.log().watch_status();
+        loop {
+            if !self.leaving.load(Ordering::SeqCst) {
+                self.arrange_members().await;
+            }
+            tokio::select! {
+                _ = views.changed() => {}
+                _ = statuses.changed() => {}
+                () = tokio::time::sleep(TICK * 4) => {}
+            }
+        }
+    }
+
+    async fn arrange_members(&self) {
+        let state = self.member.state();
+        let status = self.log().status();
+        let wanted: BTreeSet<NodeId> = voters(&state, &status.voters, self.member.id)
+            .into_iter()
+            .filter(|id| status.members.contains_key(id))
+            .collect();
+        // Not all of them are members yet: a vote less is better than an even number.
+        let complete = wanted == voters(&state, &status.voters, self.member.id);
+        if complete && wanted != status.voters {
+            match self.log().set_voters(wanted.clone(), MEMBERSHIP).await {
+                Ok(()) => tracing::info!(?wanted, "voters changed"),
+                Err(error) => tracing::info!(%error, "voters not changed yet"),
+            }
+            return;
+        }
+        for gone in status.members.keys().filter(|id| !state.nodes.contains_key(id)) {
+            match self.log().remove(*gone, MEMBERSHIP).await {
+                Ok(()) => self.member.client.forget(gone.0),
+                Err(error) => tracing::info!(%error, node = %gone, "a removed node is still a member of the log"),
+            }
+        }
+    }
+
+    fn order(&self, call: Call, job: Option<JobId>) -> Envelope<Call> {
+        Envelope { inc: self.incarnation, term: self.term, job: job.map(|job| job.0), payload: call }
+    }
+
+    /// Changes the state in the name of this office, and tells an outcome that is not known from a refusal.
+    pub async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Applied>, Failure> {
+        let proposal =
+            Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
+        match self.log().propose(proposal).await {
+            Ok(committed) => Ok(committed.applied),
+            Err(ProposeError::Rejected(rejection)) => Err(rejection.into()),
+            Err(error) => Err(Failure::no_master(error.to_string())),
+        }
+    }
+
+    /// Asks a node something that belongs to no job.
+    pub async fn ask(&self, node: NodeId, call: Call, within: Duration) -> Result<Reply, jobs::CallError> {
+        match self.member.address_of(node) {
+            Some(address) => self.member.ask(node, address, self.order(call, None), within).await,
+            None => Err(jobs::CallError::Unreachable("it is no longer in the cluster".into())),
+        }
+    }
+}
+
+#[async_trait]
+impl World for Office {
+    fn state(&self) -> Arc<State> {
+        self.member.state()
+    }
+
+    async fn changed(&self, seen: &Arc<State>) -> Arc<State> {
+        let mut views = self.log().watch();
+        loop {
+            let state = Arc::clone(&views.borrow_and_update().state);
+            if !Arc::ptr_eq(&state, seen) {
+                return state;
+            }
+            drop(state);
+            if views.changed().await.is_err() {
+                // The log is closed: nothing will change any more, and the office is about to be dropped.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Applied>, jobs::ProposeError> {
+        let proposal =
+            Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
+        match self.log().propose(proposal).await {
+            Ok(committed) => Ok(committed.applied),
+            Err(ProposeError::Rejected(rejection)) => Err(jobs::ProposeError::Rejected(rejection)),
+            Err(error) => {
+                tracing::info!(%error, "a proposal has no known outcome");
+                Err(jobs::ProposeError::Interrupted)
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        node: NodeId,
+        call: Call,
+        job: JobId,
+        deadline: Duration,
+    ) -> Result<Reply, jobs::CallError> {
+        match self.member.address_of(node) {
+            Some(address) => self.member.ask(node, address, self.order(call, Some(job)), deadline).await,
+            None => Err(jobs::CallError::Unreachable("it is no longer in the cluster".into())),
+        }
+    }
+
+    async fn enrol(&self, node: NodeId) -> Result<(), String> {
+        let Some(address) = self.member.address_of(node) else {
+            return Err("it is not in the cluster".into());
+        };
+        let info = NodeInfo { address: address.to_string() };
+        self.log().add_learner(node, info, MEMBERSHIP).await.map_err(|error| crate::chain(&error))
+    }
+
+    async fn expel(&self, node: NodeId, address: Ipv4Addr) -> Result<Option<String>, String> {
+        let mut statuses = self.log().watch_status();
+        // `keep_members` takes it out, because the state does not have it any more.
+        let gone = statuses.wait_for(|status| !status.members.contains_key(&node));
+        match tokio::time::timeout(MEMBERSHIP, gone).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err("the log was closed".into()),
+            Err(_) => return Err(format!("it is still a member after {} s", MEMBERSHIP.as_secs())),
+        }
+        let address = SocketAddr::from((address, self.member.config.node_port));
+        match self.member.ask(node, address, self.order(Call::Leave, None), Duration::from_secs(5)).await {
+            Ok(_) => Ok(None),
+            Err(error) => Ok(Some(format!("{error:?}"))),
+        }
+    }
+
+    async fn resolve(&self, name: &str) -> Result<Ipv4Addr, String> {
+        crate::founding::resolve(name).await
+    }
+
+    fn applied_index(&self) -> u64 {
+        self.log().view().index
+    }
+
+    fn check_certificates(&self) -> Vec<String> {
+        let state = self.member.state();
+        let Some(cluster) = &state.cluster else { return Vec::new() };
+        match rpc::ClusterCa::from_pem(&cluster.ca_key) {
+            Ok(ca) if ca.fingerprint() == self.member.identity.ca_fingerprint() => Vec::new(),
+            Ok(_) => vec![format!(
+                "the certificate of node '{}' is of another authority than the cluster's",
+                self.member.name()
+            )],
+            Err(error) => vec![format!("the cluster's certificate authority can't be used: {}", crate::chain(&error))],
+        }
+    }
+
+    async fn answers(&self, address: Ipv4Addr, port: u16) -> bool {
+        let connect = tokio::net::TcpStream::connect((address, port));
+        matches!(tokio::time::timeout(Duration::from_secs(1), connect).await, Ok(Ok(_)))
+    }
+
+    fn new_token(&self) -> Result<(String, String), String> {
+        let token =
+            JoinToken::generate(self.member.identity.ca_fingerprint()).map_err(|error| crate::chain(&error))?;
+        Ok((token.to_string(), token.secret.digest().to_string()))
+    }
+
+    fn now(&self) -> Timestamp {
+        now()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    fn new_uuid(&self) -> Uuid {
+        Uuid::new_v4()
+    }
+}
