@@ -17,8 +17,8 @@ use crate::parameters::{self, Named, Settings};
 use crate::session::Session;
 use crate::{follow, listing, usage};
 
-/// Version of the interface between nodes and of the configuration, in Ganeti's manner: major, minor, revision.
-const INTERFACE: &str = "0010000";
+/// Version of the interface between nodes and of the configuration, in Ganeti's manner: 10000 is 0.1.0, 3000000 would be 3.0.0.
+const INTERFACE: &str = "10000";
 
 #[derive(Parser)]
 pub(crate) struct Tool {

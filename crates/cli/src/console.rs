@@ -4,12 +4,11 @@ use std::io::Read;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::client::Console;
 use crate::error::Error;
 use crate::session::Session;
 use crate::terminal::RawMode;
@@ -66,7 +65,7 @@ pub(crate) async fn run(session: &mut Session, instance: &str, idle: Option<Dura
 /// Moves bytes both ways until something ends it.
 async fn copy(
     session: &mut Session,
-    console: Console,
+    console: impl AsyncRead + AsyncWrite,
     mut input: Option<mpsc::Receiver<Vec<u8>>>,
     mut signals: Signals,
     idle: Option<Duration>,
@@ -173,5 +172,44 @@ impl Signals {
             _ = self.terminate.recv() => SignalKind::terminate(),
         };
         kind.as_raw_value()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    /// What the guest got, and why the console ended, when this was typed on a terminal.
+    async fn typed(text: &'static [u8]) -> (Vec<u8>, End) {
+        let (ours, mut guest) = tokio::io::duplex(PIECE);
+        let mut session = Session::standard();
+        session.out = Box::new(Vec::new());
+        session.interactive = true;
+        let input = Some(read_in_background(Box::new(Cursor::new(text)), true));
+        let idle = Some(Duration::ZERO);
+        let end = copy(&mut session, ours, input, Signals::new().unwrap(), idle).await.unwrap();
+        let mut got = Vec::new();
+        guest.read_to_end(&mut got).await.unwrap();
+        (got, end)
+    }
+
+    #[tokio::test]
+    async fn the_escape_sign_detaches_on_a_terminal() {
+        let (got, end) = typed(b"ls\r\x1dexit").await;
+        assert!(matches!(end, End::Detached));
+        assert_eq!(got, b"ls\r");
+        let (got, end) = typed(b"ls\r").await;
+        assert!(matches!(end, End::Idle));
+        assert_eq!(got, b"ls\r");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_stream_ends_the_console() {
+        let (ours, guest) = tokio::io::duplex(PIECE);
+        drop(guest);
+        let mut session = Session::standard();
+        let end = copy(&mut session, ours, None, Signals::new().unwrap(), None).await.unwrap();
+        assert!(matches!(end, End::Closed));
     }
 }

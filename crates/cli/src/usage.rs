@@ -93,7 +93,7 @@ pub(crate) fn parse<T: Parser>(tool: &str, args: Vec<OsString>) -> Result<T, Err
         ErrorKind::InvalidSubcommand | ErrorKind::MissingSubcommand if has_commands => {
             usage(commands(&mut command, tool), true, 1)
         }
-        _ => usage(option_error(tool, &args, &error), false, 2),
+        _ => usage(option_error(&mut command, tool, &args, &error), false, 2),
     })?;
     T::from_arg_matches(&matches).map_err(|error| usage(error.render().to_string(), false, 2))
 }
@@ -131,13 +131,14 @@ fn commands(command: &mut Command, tool: &str) -> String {
 }
 
 /// What is wrong with an option, below the usage of its command.
-fn option_error(tool: &str, args: &[OsString], error: &clap::Error) -> String {
-    let mut text = String::new();
-    if let Some(ContextValue::StyledStr(line)) = error.get(ContextKind::Usage) {
-        let line = line.to_string();
-        let line = line.trim_start().trim_start_matches("Usage:").trim();
-        text = format!("Usage\n=====\n  {line}\n\n");
-    }
+fn option_error(command: &mut Command, tool: &str, args: &[OsString], error: &clap::Error) -> String {
+    command.build();
+    let name = args.first().and_then(|word| word.to_str()).unwrap_or_default();
+    let line = match command.find_subcommand_mut(name) {
+        Some(command) => command.render_usage().to_string(),
+        None => command.render_usage().to_string(),
+    };
+    let mut text = format!("Usage\n=====\n  {}\n\n", line.trim_start_matches("Usage:").trim());
     let word = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => word.clone(),
         Some(ContextValue::Strings(words)) => words.join(", "),

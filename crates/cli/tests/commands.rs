@@ -1,5 +1,7 @@
 //! Commands that ask and show: tables, information, questions, consoles, and lines that make no command.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 mod common;
 
 use std::io::Cursor;

@@ -1,5 +1,7 @@
 //! Commands that submit jobs and follow them, against a daemon that answers from a script.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 mod common;
 
 use std::time::Duration;
