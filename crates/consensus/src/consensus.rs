@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use model::{Incarnation, NodeId, Proposal};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{
-    ChangeMembershipError, ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError,
+    ChangeMembershipError, ClientWriteError, Fatal, ForwardReason, InitializeError, LinearizableReadError, RaftError,
 };
+use openraft::raft::ClientWriteResponse;
 use openraft::{AsyncRuntime, ChangeMembers, Instant as _, Raft, RaftMetrics, ReadPolicy, ServerState};
 use tokio::sync::watch;
 
@@ -43,6 +44,8 @@ pub enum StartError {
 /// How long [`Log::bootstrap`] waits until the first voter leads itself.
 const BOOTSTRAP: Duration = Duration::from_secs(5);
 
+type Written<Rt> = ClientWriteResponse<Types<Rt>>;
+type WriteError<Rt> = RaftError<Types<Rt>, ClientWriteError<Types<Rt>>>;
 pub(crate) type RaftOf<Rt> = Raft<Types<Rt>, Machine<Rt>>;
 
 /// A member of the group, on runtime `Rt`.
@@ -72,12 +75,36 @@ impl<Rt: AsyncRuntime> Consensus<Rt> {
             .await
             .map_err(|error| failed(error.to_string()))?;
         let (publish, status) = watch::channel(status_of::<Rt>(&raft.metrics().borrow_watched()));
-        Rt::spawn(follow_status::<Rt>(raft.clone(), publish));
+        drop(Rt::spawn(follow_status::<Rt>(raft.clone(), publish)));
         let heard = Arc::new(Mutex::new(Rt::Instant::now()));
         if config.caretaker {
-            Rt::spawn(stand_in::<Rt>(raft.clone(), config.clone(), Arc::clone(&heard)));
+            drop(Rt::spawn(stand_in::<Rt>(raft.clone(), config.clone(), Arc::clone(&heard))));
         }
         Ok(Arc::new(Self { raft, store, config, view, status, heard }))
+    }
+
+    /// Appends a proposal and waits until it is applied. A leader that has not heard of a majority yet, because it was
+    /// elected a moment ago, or that missed a heartbeat or two, refuses before it appends: that is tried again.
+    async fn append(&self, proposal: Proposal) -> Result<Written<Rt>, WriteError<Rt>> {
+        let lease = self.config.lease;
+        let give_up = Rt::Instant::now() + lease;
+        loop {
+            let error = match self.raft.client_write(Request(proposal.clone())).await {
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))
+                    if forward.reason == ForwardReason::LeaseExpired && Rt::Instant::now() < give_up =>
+                {
+                    RaftError::APIError(ClientWriteError::ForwardToLeader(forward))
+                }
+                result => return result,
+            };
+            let heard = |metrics: &RaftMetrics<Types<Rt>>| {
+                metrics.state != ServerState::Leader
+                    || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease)
+            };
+            if !self.wait(give_up - Rt::Instant::now().min(give_up), heard).await {
+                return Err(error);
+            }
+        }
     }
 
     async fn change(
@@ -204,7 +231,7 @@ impl<Rt: AsyncRuntime> Log for Consensus<Rt> {
 
     async fn propose(&self, proposal: Proposal) -> Result<Committed, ProposeError> {
         let within = self.config.propose_timeout;
-        match Rt::timeout(within, self.raft.client_write(Request(proposal))).await {
+        match Rt::timeout(within, self.append(proposal)).await {
             Ok(Ok(done)) => Ok(Committed {
                 applied: done.data.0?,
                 index: done.log_id.index,
@@ -214,7 +241,7 @@ impl<Rt: AsyncRuntime> Log for Consensus<Rt> {
                 Err(ProposeError::NotLeader { leader: forward.leader_id.map(NodeId) })
             }
             Ok(Err(RaftError::APIError(error))) => Err(ProposeError::Unknown(error.to_string())),
-            // Stopped while it was under way: it may have been sent to others.
+            // It may have been under way when consensus stopped.
             Ok(Err(RaftError::Fatal(fatal))) => match self.status().failed {
                 Some(reason) => Err(ProposeError::Stopped(reason)),
                 None => Err(ProposeError::Unknown(fatal.to_string())),
@@ -263,12 +290,25 @@ impl<Rt: AsyncRuntime> Log for Consensus<Rt> {
     }
 
     async fn add_learner(&self, id: NodeId, info: NodeInfo, within: Duration) -> Result<(), MembershipError> {
-        match Rt::timeout(within, self.raft.add_learner(id.0, info, true)).await {
-            Ok(Ok(_)) if self.status().is_leader => Ok(()),
-            Ok(Ok(_)) => Err(MembershipError::Unknown("this node lost leadership meanwhile".into())),
-            Ok(Err(error)) => Err(membership_error(error)),
-            Err(_) => Err(MembershipError::Unknown(format!("node {id} did not get the log within {within:?}"))),
+        let deadline = Rt::Instant::now() + within;
+        let late = || MembershipError::Unknown(format!("node {id} did not get the log within {within:?}"));
+        let added = match Rt::timeout(within, self.raft.add_learner(id.0, info, false)).await {
+            Ok(Ok(done)) => done.log_id.index,
+            Ok(Err(error)) => return Err(membership_error(error)),
+            Err(_) => return Err(late()),
+        };
+        // It has the log when it has the entry that added it.
+        let caught_up = |metrics: &RaftMetrics<Types<Rt>>| match &metrics.replication {
+            Some(matched) => matched.get(&id.0).copied().flatten().is_some_and(|last| last.index >= added),
+            None => true,
+        };
+        if !self.wait(deadline - Rt::Instant::now().min(deadline), caught_up).await {
+            return Err(late());
         }
+        if !self.status().is_leader {
+            return Err(MembershipError::Unknown("this node lost leadership meanwhile".into()));
+        }
+        Ok(())
     }
 
     async fn set_voters(&self, voters: BTreeSet<NodeId>, within: Duration) -> Result<(), MembershipError> {

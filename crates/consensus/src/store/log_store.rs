@@ -86,7 +86,7 @@ impl<Rt: AsyncRuntime> RaftLogStorage<Types<Rt>> for LogStore<Rt> {
         {
             let mut memory = self.store.memory();
             memory.pending.split_off(&from);
-            memory.last = last;
+            memory.last = memory.last.min(last);
         }
         self.store.write(Op::Truncate(from)).await
     }

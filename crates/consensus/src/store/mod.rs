@@ -284,10 +284,6 @@ impl Store {
         self.memory().vote
     }
 
-    pub(crate) fn last_log(&self) -> Option<LogId> {
-        self.memory().last
-    }
-
     /// The entries in `range`, in order; those that are purged or were never appended are left out.
     pub(crate) fn entries(&self, range: impl std::ops::RangeBounds<u64>) -> io::Result<Vec<Entry>> {
         let bounds = (range.start_bound().cloned(), range.end_bound().cloned());
