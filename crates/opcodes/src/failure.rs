@@ -83,37 +83,22 @@ pub struct Failure {
 impl Failure {
     /// A request that is refused before anything is changed.
     pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Prerequisite,
-            code: Some(code),
-            text: text.into(),
-        }
+        Self { kind: FailureKind::Prerequisite, code: Some(code), text: text.into() }
     }
 
     /// Refused: no such object; `kind` is `Instance`, `Node` and so on.
     pub fn unknown(kind: &str, name: impl fmt::Display) -> Self {
-        Self::refused(
-            ErrorCode::UnknownEntity,
-            format!("{kind} '{name}' not known"),
-        )
+        Self::refused(ErrorCode::UnknownEntity, format!("{kind} '{name}' not known"))
     }
 
     /// A failure on the way.
     pub fn failed(text: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::Execution,
-            code: None,
-            text: text.into(),
-        }
+        Self { kind: FailureKind::Execution, code: None, text: text.into() }
     }
 
     /// No master, or no quorum.
     pub fn no_master(text: impl Into<String>) -> Self {
-        Self {
-            kind: FailureKind::NoMaster,
-            code: None,
-            text: text.into(),
-        }
+        Self { kind: FailureKind::NoMaster, code: None, text: text.into() }
     }
 
     /// No cluster on this node.
@@ -121,8 +106,9 @@ impl Failure {
         Self {
             kind: FailureKind::NotACluster,
             code: None,
-            text: "This node is not part of a cluster yet; run 'gnt-cluster init' here, or 'gnt-node add' on the master"
-                .into(),
+            text:
+                "This node is not part of a cluster yet; run 'gnt-cluster init' here, or 'gnt-node add' on the master"
+                    .into(),
         }
     }
 
@@ -140,18 +126,11 @@ impl Failure {
             let kind = serde_json::from_value(result.get(0)?.clone()).ok()?;
             let details = result.get(1)?;
             let text = details.get(0)?.as_str()?.to_owned();
-            let code = details
-                .get(1)
-                .and_then(|code| serde_json::from_value(code.clone()).ok());
+            let code = details.get(1).and_then(|code| serde_json::from_value(code.clone()).ok());
             Some(Self { kind, code, text })
         };
-        parse().unwrap_or_else(|| {
-            Self::failed(
-                result
-                    .as_str()
-                    .map_or_else(|| result.to_string(), |text| text.to_owned()),
-            )
-        })
+        parse()
+            .unwrap_or_else(|| Self::failed(result.as_str().map_or_else(|| result.to_string(), |text| text.to_owned())))
     }
 
     /// Exit code of a command that ends with it (Ganeti's).
@@ -173,11 +152,7 @@ impl fmt::Display for Failure {
                 self.text
             ),
             (FailureKind::Prerequisite, None) => {
-                write!(
-                    f,
-                    "Failure: prerequisites not met for this operation:\n{}",
-                    self.text
-                )
+                write!(f, "Failure: prerequisites not met for this operation:\n{}", self.text)
             }
             (FailureKind::Execution, _) => {
                 write!(f, "Failure: command execution error:\n{}", self.text)
@@ -199,11 +174,7 @@ impl From<model::Rejection> for Failure {
             R::Exists { .. } => Failure::refused(ErrorCode::AlreadyExists, text),
             R::State(_) | R::AlreadyInitialised => Failure::refused(ErrorCode::WrongState, text),
             R::Invalid(_) => Failure::refused(ErrorCode::WrongInput, text),
-            R::Queue(_) => Self {
-                kind: FailureKind::Queue,
-                code: None,
-                text,
-            },
+            R::Queue(_) => Self { kind: FailureKind::Queue, code: None, text },
             R::NoCluster => Failure::not_a_cluster(),
             R::Incarnation { .. } | R::Office { .. } => Failure::no_master(text),
         }
@@ -216,16 +187,11 @@ mod tests {
 
     #[test]
     fn a_failure_survives_the_way_through_a_result() {
-        for failure in [
-            Failure::unknown("Instance", "vm9"),
-            Failure::failed("the disk is full"),
-            Failure::no_master("no quorum"),
-        ] {
+        for failure in
+            [Failure::unknown("Instance", "vm9"), Failure::failed("the disk is full"), Failure::no_master("no quorum")]
+        {
             assert_eq!(Failure::from_result(&failure.to_result()), failure);
         }
-        assert_eq!(
-            Failure::from_result(&json!("just text")),
-            Failure::failed("just text")
-        );
+        assert_eq!(Failure::from_result(&json!("just text")), Failure::failed("just text"));
     }
 }

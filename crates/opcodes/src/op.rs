@@ -376,9 +376,7 @@ impl Opcode {
     /// The object that it works on, as it stands in lists of jobs.
     fn object(&self) -> Option<String> {
         match self {
-            Opcode::ClusterVerify(_)
-            | Opcode::ClusterVerifyConfig(_)
-            | Opcode::ClusterRedistConf {} => None,
+            Opcode::ClusterVerify(_) | Opcode::ClusterVerifyConfig(_) | Opcode::ClusterRedistConf {} => None,
             Opcode::ClusterVerifyGroup(op) => Some(op.group_name.clone()),
             Opcode::NodeAdd(op) => Some(op.node_name.clone()),
             Opcode::NodeSetParams(op) => Some(op.node_name.clone()),
@@ -424,9 +422,7 @@ mod tests {
     #[test]
     fn what_is_left_out_has_its_default() {
         let json = serde_json::json!({"OP_ID": "OP_INSTANCE_SHUTDOWN", "instance_name": "vm1"});
-        let Opcode::InstanceShutdown(op) = serde_json::from_value(json).unwrap() else {
-            panic!("another opcode")
-        };
+        let Opcode::InstanceShutdown(op) = serde_json::from_value(json).unwrap() else { panic!("another opcode") };
         assert_eq!(op.timeout, DEFAULT_SHUTDOWN_TIMEOUT);
     }
 }

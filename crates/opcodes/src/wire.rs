@@ -307,12 +307,7 @@ impl Tree {
 
     /// Names and values, in the order given.
     pub fn map<K: Into<String>>(entries: impl IntoIterator<Item = (K, Tree)>) -> Self {
-        Tree::Map(
-            entries
-                .into_iter()
-                .map(|(key, value)| (key.into(), value))
-                .collect(),
-        )
+        Tree::Map(entries.into_iter().map(|(key, value)| (key.into(), value)).collect())
     }
 }
 

@@ -34,15 +34,9 @@ pub fn natural_cmp(left: &str, right: &str) -> Ordering {
 
 /// The number at the start, without its leading zeros, and what follows it.
 fn digits(text: &[u8]) -> (&[u8], &[u8]) {
-    let end = text
-        .iter()
-        .position(|byte| !byte.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
-    let zeros = number
-        .iter()
-        .position(|byte| *byte != b'0')
-        .unwrap_or(number.len());
+    let zeros = number.iter().position(|byte| *byte != b'0').unwrap_or(number.len());
     (&number[zeros..], rest)
 }
 
@@ -52,32 +46,9 @@ mod tests {
 
     #[test]
     fn numbers_in_names_count_as_numbers() {
-        let mut names = [
-            "node10",
-            "vm",
-            "node2",
-            "node1.b",
-            "node1.a10",
-            "node1.a9",
-            "a",
-            "node02",
-            "node2x",
-        ];
+        let mut names = ["node10", "vm", "node2", "node1.b", "node1.a10", "node1.a9", "a", "node02", "node2x"];
         names.sort_by(|a, b| natural_cmp(a, b));
-        assert_eq!(
-            names,
-            [
-                "a",
-                "node1.a9",
-                "node1.a10",
-                "node1.b",
-                "node02",
-                "node2",
-                "node2x",
-                "node10",
-                "vm"
-            ]
-        );
+        assert_eq!(names, ["a", "node1.a9", "node1.a10", "node1.b", "node02", "node2", "node2x", "node10", "vm"]);
     }
 
     proptest::proptest! {

@@ -12,10 +12,7 @@ pub fn value(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(self::value).collect::<Vec<_>>().join(","),
         Value::Object(entries) => {
-            let entries: Vec<_> = entries
-                .iter()
-                .map(|(key, entry)| format!("{key}={}", self::value(entry)))
-                .collect();
+            let entries: Vec<_> = entries.iter().map(|(key, entry)| format!("{key}={}", self::value(entry))).collect();
             entries.join(", ")
         }
     }

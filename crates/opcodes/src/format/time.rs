@@ -41,23 +41,14 @@ mod tests {
         let at = Timestamp(1_700_000_000_000_042);
         assert_eq!(ctime(at, &TimeZone::UTC), "Tue Nov 14 22:13:20 2023");
         assert_eq!(date_time(at, &TimeZone::UTC), "2023-11-14 22:13:20");
-        assert_eq!(
-            date_time_micros(at, &TimeZone::UTC),
-            "2023-11-14 22:13:20.000042"
-        );
-        assert_eq!(
-            ctime(Timestamp(1_699_000_000_000_000), &TimeZone::UTC),
-            "Fri Nov  3 08:26:40 2023"
-        );
+        assert_eq!(date_time_micros(at, &TimeZone::UTC), "2023-11-14 22:13:20.000042");
+        assert_eq!(ctime(Timestamp(1_699_000_000_000_000), &TimeZone::UTC), "Fri Nov  3 08:26:40 2023");
         let east = TimeZone::fixed(jiff::tz::offset(2));
         assert_eq!(date_time(at, &east), "2023-11-15 00:13:20");
     }
 
     #[test]
     fn a_time_out_of_range_does_no_harm() {
-        assert_eq!(
-            date_time(Timestamp(u64::MAX), &TimeZone::UTC),
-            u64::MAX.to_string()
-        );
+        assert_eq!(date_time(Timestamp(u64::MAX), &TimeZone::UTC), u64::MAX.to_string());
     }
 }

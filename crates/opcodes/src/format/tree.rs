@@ -70,10 +70,7 @@ pub fn tree_of(value: &Value) -> Tree {
     match value {
         Value::Array(items) => Tree::List(items.iter().map(tree_of).collect()),
         Value::Object(entries) => {
-            let mut entries: Vec<_> = entries
-                .iter()
-                .map(|(key, entry)| (key.clone(), tree_of(entry)))
-                .collect();
+            let mut entries: Vec<_> = entries.iter().map(|(key, entry)| (key.clone(), tree_of(entry))).collect();
             entries.sort_by(|(left, _), (right, _)| left.cmp(right));
             Tree::Map(entries)
         }
@@ -97,10 +94,7 @@ mod tests {
             (
                 "Nodes".into(),
                 Tree::List(vec![
-                    Tree::Map(vec![
-                        entry("primary", "node3"),
-                        entry("group", "default (UUID ef0f)"),
-                    ]),
+                    Tree::Map(vec![entry("primary", "node3"), entry("group", "default (UUID ef0f)")]),
                     Tree::Map(vec![("secondaries".into(), Tree::List(vec![]))]),
                 ]),
             ),
@@ -116,10 +110,7 @@ mod tests {
             entry("Disk template", "file"),
             (
                 "Disks".into(),
-                Tree::List(vec![Tree::Map(vec![
-                    entry("disk/0", "file, size 64M"),
-                    entry("access mode", "rw"),
-                ])]),
+                Tree::List(vec![Tree::Map(vec![entry("disk/0", "file, size 64M"), entry("access mode", "rw")])]),
             ),
         ]);
         assert_eq!(

@@ -46,14 +46,9 @@ mod tests {
 
     #[test]
     fn sizes_are_written_as_in_ganeti() {
-        for (mib, human) in [
-            (0.0, "0M"),
-            (64.0, "64M"),
-            (1023.0, "1023M"),
-            (1024.0, "1.0G"),
-            (8000.0, "7.8G"),
-            (1572864.0, "1.5T"),
-        ] {
+        for (mib, human) in
+            [(0.0, "0M"), (64.0, "64M"), (1023.0, "1023M"), (1024.0, "1.0G"), (8000.0, "7.8G"), (1572864.0, "1.5T")]
+        {
             assert_eq!(size(mib, Units::Human), human);
         }
         assert_eq!(size(96.0, Units::Mebibytes), "96");
