@@ -88,7 +88,9 @@ impl Context {
 
     /// The result of a step that is recorded as done.
     pub fn recorded<T: DeserializeOwned>(&self, step: &str) -> Option<T> {
-        let output = self.with_op(|op| op.steps.get(step).and_then(|step| step.done.clone())).flatten()?;
+        let output = self
+            .with_op(|op| op.steps.get(step).and_then(|step| step.done.as_ref()).map(|done| done.output.clone()))
+            .flatten()?;
         serde_json::from_value(output).ok()
     }
 

@@ -82,9 +82,17 @@ pub struct LogEntry {
 pub struct Step {
     /// When it was begun (for the last time).
     pub begun: Timestamp,
-    /// Its result, once it is done. What a step found out or chose is kept here, so that a repetition of the opcode
-    /// uses the same choice.
-    pub done: Option<Value>,
+    /// Set once it is done.
+    pub done: Option<StepDone>,
+}
+
+/// The end of a [`Step`]. A struct of its own because an output of `null` has to differ from no output in a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepDone {
+    /// When it was done.
+    pub at: Timestamp,
+    /// What the step found out, chose or made. A repetition of the opcode uses it instead of doing the step again.
+    pub output: Value,
 }
 
 /// An opcode of a job.

@@ -27,7 +27,9 @@ pub use group::{AllocPolicy, Group};
 pub use ids::{DiskId, GroupId, InstanceId, JobId, Life, NodeId, RunId, Timestamp, Uuid};
 pub use incarnation::{ForkPoint, Incarnation};
 pub use instance::{AdminState, Disk, DiskAccess, DiskTemplate, Instance, InstanceChange, Nic, NodeLife, Provision};
-pub use job::{Job, JobChange, JobEnd, JobStatus, LogEntry, LogKind, MAX_QUEUED_JOBS, NewJob, Op, OpStatus, Step};
+pub use job::{
+    Job, JobChange, JobEnd, JobStatus, LogEntry, LogKind, MAX_QUEUED_JOBS, NewJob, Op, OpStatus, Step, StepDone,
+};
 pub use node::{NewNode, Node, NodeChange, NodeRole};
 pub use params::{ParamValue, Params};
 pub use state::{Office, State};

@@ -3,7 +3,7 @@
 use super::unknown;
 use crate::command::{Applied, Rejection};
 use crate::ids::{JobId, Timestamp};
-use crate::job::{Job, JobChange, JobEnd, JobStatus, LogEntry, LogKind, MAX_QUEUED_JOBS, NewJob, Op, Step};
+use crate::job::{Job, JobChange, JobEnd, JobStatus, LogEntry, LogKind, MAX_QUEUED_JOBS, NewJob, Op, Step, StepDone};
 use crate::state::State;
 
 impl State {
@@ -143,7 +143,7 @@ impl Job {
                 op.steps.insert(step.clone(), Step { begun: at, done: None });
             }
             JobChange::StepDone { step, output, .. } => match op.steps.get_mut(step) {
-                Some(record) => record.done = Some(output.clone()),
+                Some(record) => record.done = Some(StepDone { at, output: output.clone() }),
                 None => {
                     return Err(Rejection::Invalid(format!("Step '{step}' of job {id} was not begun")));
                 }
