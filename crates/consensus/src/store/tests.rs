@@ -70,7 +70,8 @@ async fn a_newer_format_is_refused_kindly() {
 
 #[tokio::test]
 async fn a_damaged_file_is_refused_with_its_name() {
-    let damages: [(&str, fn(&mut std::fs::File)); 3] = [
+    type Damage = fn(&mut std::fs::File);
+    let damages: [(&str, Damage); 3] = [
         ("overwritten", |file| {
             file.set_len(0).unwrap();
             file.write_all(b"this is not a database").unwrap();

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use consensus::{
-    Committed, Config, Log, NodeInfo, ProposeError, RaftReply, RaftRequest, Status, Store, Transport, TransportError,
+    Committed, Config, Log, ProposeError, RaftReply, RaftRequest, Status, Store, Transport, TransportError,
 };
-use model::{Applied, Cluster, Command, DiskTemplate, JobId, NewJob, NewNode, NodeId, Proposal, Timestamp, Uuid};
+use model::{Applied, Command, JobId, NodeId, Proposal, Timestamp};
+
+pub use crate::common::{info, init, job};
 
 /// Longest wait for something that must happen; reached only by a failing test.
 pub const LONG: Duration = Duration::from_secs(30);
@@ -132,66 +134,11 @@ impl Lab {
     }
 }
 
-pub fn info(node: u64) -> NodeInfo {
-    NodeInfo { address: format!("node{node:02}:5081") }
-}
-
-pub fn init() -> Command {
-    let address = |last| std::net::Ipv4Addr::new(10, 0, 0, last);
-    Command::Init {
-        cluster: Box::new(Cluster {
-            name: "cluster01".into(),
-            uuid: Uuid::from_u128(0xc1),
-            ctime: Timestamp(0),
-            mtime: Timestamp(0),
-            serial_no: 0,
-            address: address(20),
-            netmask: 32,
-            netdev: "br0".into(),
-            mac_prefix: "aa:00:00".into(),
-            hypervisors: vec!["kvm".into()],
-            hvparams: BTreeMap::new(),
-            beparams: BTreeMap::new(),
-            nicparams: BTreeMap::new(),
-            ndparams: BTreeMap::new(),
-            disk_templates: vec![DiskTemplate::File],
-            file_storage_dir: "/srv/ganeti/file-storage".into(),
-            candidate_pool_size: 10,
-            max_running_jobs: 20,
-            tags: BTreeSet::new(),
-            os: BTreeMap::new(),
-            drained: false,
-            ca_certificate: String::new(),
-            ca_key: String::new(),
-        }),
-        incarnation: Uuid::from_u128(0x11),
-        group: Uuid::from_u128(0x9),
-        node: NewNode {
-            name: "node01".into(),
-            uuid: Uuid::from_u128(1),
-            primary_ip: address(5),
-            secondary_ip: address(5),
-            group: None,
-            master_capable: true,
-            vm_capable: true,
-        },
-    }
-}
-
 /// Proposes with the incarnation and office that the member sees.
 pub async fn propose(log: &Arc<dyn Log>, commands: Vec<Command>) -> Result<Committed, ProposeError> {
     let state = log.state();
     let office = Some(state.office.map_or(0, |office| office.term));
     log.propose(Proposal { incarnation: state.incarnation, office, at: Timestamp(1), commands }).await
-}
-
-pub fn job(user: &str) -> Command {
-    Command::SubmitJob(NewJob {
-        ops: vec![(serde_json::json!({"OP_ID": "OP_TEST_DELAY"}), "TEST_DELAY".into())],
-        priority: 0,
-        depends: vec![],
-        user: user.into(),
-    })
 }
 
 /// Submits a job in the name of `user`.

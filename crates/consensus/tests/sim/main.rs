@@ -6,6 +6,10 @@
 //!
 //! `SEEDS=17` runs one seed, `SEEDS=0..1000` many.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests: a failure is a failed test")]
+
+#[path = "../common/mod.rs"]
+mod common;
 mod disk;
 mod oracle;
 mod world;

@@ -7,14 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use consensus::{
-    Config, Consensus, Log, NodeInfo, ProposeError, RaftReply, RaftRequest, Store, Task, Transport, TransportError,
-};
-use model::{Applied, Cluster, Command, DiskTemplate, NewJob, NewNode, NodeId, Proposal, Timestamp, Uuid};
+use consensus::{Config, Consensus, Log, ProposeError, RaftReply, RaftRequest, Store, Task, Transport, TransportError};
+use model::{Applied, Command, NodeId, Proposal, Timestamp, Uuid};
 use openraft_rt::{AsyncRuntime as _, Instant as _};
 use openraft_rt_sim::{SimInstant, SimRuntime as Rt};
 use rand::RngExt as _;
 
+use crate::common::{info, init, job, new_node};
 use crate::disk::Disk;
 use crate::oracle::Oracle;
 
@@ -335,13 +334,7 @@ async fn propose(log: &Arc<dyn Log>, command: Command) -> Result<(u64, Applied),
 }
 
 async fn submit(log: &Arc<dyn Log>, user: &str) -> Result<(u64, model::JobId), ProposeError> {
-    let job = NewJob {
-        ops: vec![(serde_json::json!({"OP_ID": "OP_TEST_DELAY"}), "TEST_DELAY".into())],
-        priority: 0,
-        depends: vec![],
-        user: user.into(),
-    };
-    match propose(log, Command::SubmitJob(job)).await? {
+    match propose(log, job(user)).await? {
         (index, Applied::Job(id)) => Ok((index, id)),
         (_, other) => panic!("{other:?}"),
     }
@@ -357,59 +350,12 @@ async fn take_office(log: &Arc<dyn Log>, node: u64) {
     }
 }
 
-fn new_node(node: u64) -> NewNode {
-    let address = std::net::Ipv4Addr::new(10, 0, 0, 4 + node as u8);
-    NewNode {
-        name: format!("node{node:02}"),
-        uuid: Uuid::from_u128(node.into()),
-        primary_ip: address,
-        secondary_ip: address,
-        group: None,
-        master_capable: true,
-        vm_capable: true,
-    }
-}
-
-fn init() -> Command {
-    Command::Init {
-        cluster: Box::new(Cluster {
-            name: "cluster01".into(),
-            uuid: Uuid::from_u128(0xc1),
-            ctime: Timestamp(0),
-            mtime: Timestamp(0),
-            serial_no: 0,
-            address: std::net::Ipv4Addr::new(10, 0, 0, 20),
-            netmask: 32,
-            netdev: "br0".into(),
-            mac_prefix: "aa:00:00".into(),
-            hypervisors: vec!["kvm".into()],
-            hvparams: BTreeMap::new(),
-            beparams: BTreeMap::new(),
-            nicparams: BTreeMap::new(),
-            ndparams: BTreeMap::new(),
-            disk_templates: vec![DiskTemplate::File],
-            file_storage_dir: "/srv".into(),
-            candidate_pool_size: 10,
-            max_running_jobs: 20,
-            tags: BTreeSet::new(),
-            os: BTreeMap::new(),
-            drained: false,
-            ca_certificate: String::new(),
-            ca_key: String::new(),
-        }),
-        incarnation: Uuid::from_u128(0x11),
-        group: Uuid::from_u128(0x9),
-        node: new_node(1),
-    }
-}
-
 /// Founds a cluster of three voters, as an administrator does; nothing goes wrong yet.
 async fn found(world: &World) {
     world.inner().calm = true;
     for node in 1..=NODES {
         world.start(node).await;
     }
-    let info = |node: u64| NodeInfo { address: format!("node{node:02}") };
     let one = world.log(1).unwrap();
     one.bootstrap(info(1)).await.unwrap();
     propose(&one, init()).await.unwrap();
