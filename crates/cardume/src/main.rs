@@ -54,10 +54,9 @@ fn main() -> ExitCode {
     if let Some(code) = lab::entry(&args) {
         return code;
     }
-    if let Some(tool) = args.first().and_then(|name| Path::new(name).file_name()).and_then(OsStr::to_str)
-        && tool.starts_with("gnt-")
-    {
-        return cli::run(tool, args.into_iter().skip(1).collect());
+    let name = args.first().and_then(|name| Path::new(name).file_name()).and_then(OsStr::to_str);
+    if let Some(tool) = name.filter(|name| name.starts_with("gnt-")) {
+        return cli::run(tool, args.iter().skip(1).cloned().collect());
     }
     match Cardume::parse_from(args).command {
         Command::Daemon(args) => report(daemon::run(args)),

@@ -78,6 +78,8 @@ impl Agent {
                 uuid: disk.disk.id.to_string(),
                 name: disk.disk.name.clone(),
                 access: disk.disk.access,
+                frontend: "paravirtual".into(),
+                backend: disk.template.name().into(),
             });
         }
         let nics = spec.nics.iter().map(|nic| {
@@ -87,19 +89,20 @@ impl Agent {
                 ip: nic.ip.clone(),
                 mode: param("mode"),
                 link: param("link"),
-                vlan: param("vlan"),
+                vlan: Some(param("vlan")).filter(|vlan| !vlan.is_empty()),
+                frontend: "paravirtual".into(),
                 uuid: nic.uuid.clone(),
                 name: nic.name.clone(),
             }
         });
         let environment = Environment {
-            instance_name: spec.name.clone(),
+            instance: spec.name.clone(),
             hypervisor: spec.hypervisor.clone(),
-            primary_node: spec.primary.clone(),
-            secondary_nodes: spec.secondaries.clone(),
+            primary: spec.primary.clone(),
+            secondaries: spec.secondaries.clone(),
             nics: nics.collect(),
             disks,
-            osparams: spec.osparams.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
+            osparams: spec.osparams.clone(),
             debug_level: 0,
             reinstall: false,
         };
