@@ -155,14 +155,14 @@ pub enum TransferError {
 
 /// Consensus, as the rest of the daemon uses it. Kept narrow so that what is behind it can be replaced.
 ///
-/// All waits have a bound: `within` where there is one, else the configured timeouts.
+/// All waits have a bound: `within` where there is one, else that of [`crate::Config`].
 #[async_trait]
 pub trait Log: Send + Sync {
     /// Makes this member, which must be new and empty, the only voter of a new group. On one that is a member of a group
     /// already it does nothing, so it may be called again after a crash.
     async fn bootstrap(&self, info: NodeInfo) -> Result<(), MembershipError>;
 
-    /// Appends a proposal and waits until it is applied here, at most for the configured time.
+    /// Appends a proposal and waits until it is applied here, at most [`crate::Config::propose_timeout`].
     async fn propose(&self, proposal: Proposal) -> Result<Committed, ProposeError>;
 
     /// Makes sure that [`Self::state`] contains everything that was committed before the call (Raft's ReadIndex: a

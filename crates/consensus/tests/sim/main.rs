@@ -20,7 +20,7 @@ use openraft_rt::AsyncRuntime as _;
 use openraft_rt_sim::SimRuntime;
 
 /// What a normal test run takes.
-const USUAL: Range<u64> = 0..20;
+const USUAL: Range<u64> = 0..12;
 
 fn seeds() -> Range<u64> {
     let Ok(text) = std::env::var("SEEDS") else { return USUAL };
