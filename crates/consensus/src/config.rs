@@ -68,7 +68,6 @@ impl Config {
             enable_elect: !self.caretaker,
             // A leader that comes back is elected anew: fewer states to reason about.
             enable_leader_restore: Some(false),
-            // The master removes others, never itself; see Log::remove.
             backoff: "50ms 100ms 200ms ...400ms".into(),
             ..openraft::Config::default()
         }
