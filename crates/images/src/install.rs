@@ -40,8 +40,7 @@ pub async fn create(system: &System, environment: &Environment, log_file: &Path,
     let folder = system.path.clone();
     let (log_file, lock_file) = (log_file.to_owned(), lock_file.to_owned());
     on_a_thread(folder.clone(), move |control| {
-        let cancelled = || cancelled(&folder);
-        let lock = lock::take(&lock_file, || control.cancelled())?.ok_or_else(cancelled)?;
+        let lock = lock::take(&lock_file, || control.cancelled())?.ok_or_else(|| cancelled(&folder))?;
         let log = open_log(&log_file)?;
         let begin = log.metadata().map_err(io("look at", &log_file))?.len();
         let path = folder.join("create");
@@ -54,9 +53,7 @@ pub async fn create(system: &System, environment: &Environment, log_file: &Path,
             inherit: Some(&lock),
         };
         let status = script::run(script, control).map_err(io("run", &path))?;
-        // Taken anew, it shows that no process that inherited it is left.
-        drop(lock);
-        lock::take(&lock_file, || control.cancelled())?.ok_or_else(cancelled)?;
+        lock::clear(&lock, &lock_file)?;
         judge("create", status, || File::open(&log_file).map(|log| (log, begin)))
     })
     .await

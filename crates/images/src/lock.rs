@@ -43,17 +43,34 @@ pub(crate) fn take(lock_file: &Path, give_up: impl Fn() -> bool) -> Result<Optio
         if give_up() {
             return Ok(None);
         }
-        // Looked for each time: one may have forked just while it was.
-        let holders = holders(&file).map_err(io("look for the holders of", lock_file))?;
-        for pid in &holders {
-            end(*pid);
-        }
-        if Instant::now() >= until {
-            let pids = holders.into_iter().map(Pid::as_raw).collect();
-            return Err(Error::Busy { lock_file: lock_file.to_owned(), seconds: PATIENCE.as_secs(), pids });
-        }
+        // Also without a holder it may be taken: a run whose script has ended has not let go of it yet.
+        end_holders(&file, lock_file, until)?;
         thread::sleep(INTERVAL);
     }
+}
+
+/// Kills what still holds the lock besides its taker, and returns when that is gone. The lock stays taken meanwhile, so
+/// that what is killed can't be another run that just took it.
+pub(crate) fn clear(file: &File, lock_file: &Path) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while end_holders(file, lock_file, until)? {
+        thread::sleep(INTERVAL);
+    }
+    Ok(())
+}
+
+/// Kills the scripts that hold the lock; false if there are none. To be repeated, because one may have forked while it
+/// was looked for.
+fn end_holders(file: &File, lock_file: &Path, until: Instant) -> Result<bool> {
+    let holders = holders(file).map_err(io("look for the holders of", lock_file))?;
+    for pid in &holders {
+        end(*pid);
+    }
+    if Instant::now() >= until {
+        let pids = holders.into_iter().map(Pid::as_raw).collect();
+        return Err(Error::Busy { lock_file: lock_file.to_owned(), seconds: PATIENCE.as_secs(), pids });
+    }
+    Ok(!holders.is_empty())
 }
 
 fn end(pid: Pid) {
