@@ -12,10 +12,9 @@ modules='virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_p
 	failover net_failover virtio_net button evdev'
 
 kernel_dir=$cache/guest
-here=$(cd "$(dirname "$0")" && pwd)
 
 # The stamp names what the initramfs was made from, so that a change of either makes it anew.
-recipe=$(cat "$here/guest-kernel.sh" "$here/initramfs-init" "$(command -v busybox)" | sha256sum | cut -d' ' -f1)
+recipe=$(cat "$top/scripts/guest-kernel.sh" "$top/scripts/initramfs-init" "$(command -v busybox)" | sha256sum | cut -d' ' -f1)
 if [ -s "$kernel_dir/vmlinuz" ] && [ -s "$kernel_dir/initrd.img" ] &&
 	[ "$(cat "$kernel_dir/recipe" 2>/dev/null)" = "$recipe" ]; then
 	exit 0
@@ -63,7 +62,7 @@ say "building the guests' initramfs"
 root=$work/root
 mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/root" "$root/modules"
 cp "$(command -v busybox)" "$root/bin/busybox"
-install -m 755 "$here/initramfs-init" "$root/init"
+install -m 755 "$top/scripts/initramfs-init" "$root/init"
 for module in $modules; do
 	file=$(find "$unpacked/lib/modules" -name "$module.ko*" | head -n 1)
 	case $file in

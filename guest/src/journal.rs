@@ -149,7 +149,8 @@ fn scan(file: &mut File) -> io::Result<Summary> {
         }
     }
     // A torn newest record overwrote the oldest one, so one slot less can be vouched for.
-    let oldest = (summary.last + 1).saturating_sub(SLOTS).max(1) + u64::from(summary.torn == 1 && summary.last >= SLOTS);
+    let oldest =
+        (summary.last + 1).saturating_sub(SLOTS).max(1) + u64::from(summary.torn == 1 && summary.last >= SLOTS);
     numbers.sort_unstable();
     summary.holes = (oldest..summary.last).filter(|number| numbers.binary_search(number).is_err()).collect();
     Ok(summary)
