@@ -1,5 +1,5 @@
 //! Scripts run, fail with their own words, and leave nothing behind.
-#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are tests.
 
 mod common;
 

@@ -68,7 +68,7 @@ async fn an_attempt_that_was_cut_off_is_no_disk_and_is_begun_anew() {
     fs::write(&unfinished, "half-made").unwrap();
     assert_eq!(file().check(&disk).await.unwrap(), Health::Missing { path: path(&disk) });
     assert!(matches!(file().activate(&disk).await, Err(Error::Missing { .. })));
-    assert_eq!(file().orphans(&disk.folder, &[]).await.unwrap(), [unfinished.clone()]);
+    assert_eq!(file().orphans(&disk.folder, &[]).await.unwrap(), std::slice::from_ref(&unfinished));
     file().create(&disk).await.unwrap();
     assert!(!unfinished.exists());
     assert!(fs::read(path(&disk)).unwrap().iter().all(|byte| *byte == 0), "it reads zeroes");

@@ -94,17 +94,21 @@ pub(super) fn activate(disk: &DiskSpec) -> Result<Attachment> {
     if bytes < disk.size_mib.saturating_mul(MIB) {
         return Err(Error::OtherSize { path, bytes, wanted_mib: disk.size_mib });
     }
-    let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(O_NOFOLLOW | flags).open(&path);
-    let direct = match open(O_DIRECT) {
-        Ok(_) => true,
-        Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            open(0).map_err(io("open", &path))?;
-            tracing::warn!(path = %path.display(), "the file system has no O_DIRECT: {disk} goes through the page cache");
-            false
-        }
-        Err(error) => return Err(io("open", &path)(error)),
-    };
+    let direct = opens_direct(&path).map_err(io("open", &path))?;
+    if !direct {
+        tracing::warn!(path = %path.display(), "the file system has no O_DIRECT: {disk} goes through the page cache");
+    }
     Ok(Attachment { path, direct })
+}
+
+/// Can the file be opened past the page cache? An error if it can't be opened at all.
+fn opens_direct(path: &Path) -> io::Result<bool> {
+    let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(O_NOFOLLOW | flags).open(path);
+    match open(O_DIRECT) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => open(0).map(|_| false),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn check(disk: &DiskSpec) -> Result<Health> {
@@ -238,4 +242,18 @@ fn make_folder(path: &Path) -> Result<()> {
 
 fn sync_folder(path: &Path) -> Result<()> {
     fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(io("sync the folder", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_direct_access_is_told_from_one_with_it() {
+        let disk = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        assert!(opens_direct(disk.path()).unwrap());
+        // proc has none on any kernel.
+        assert!(!opens_direct(Path::new("/proc/self/comm")).unwrap());
+        assert!(opens_direct(Path::new("/proc/self/nosuch")).is_err());
+    }
 }
