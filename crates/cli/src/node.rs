@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use opcodes::Opcode;
 use opcodes::op::{NodeAdd, NodeSetParams};
 use opcodes::wire::{Request, Resource, Tree};
@@ -58,10 +58,10 @@ pub(crate) struct AddArgs {
     #[arg(short = 'g', long, value_name = "GROUP")]
     node_group: Option<String>,
     /// Whether it may become master: yes or no
-    #[arg(long, value_name = "YES/NO", value_parser = yes_no, default_value = "yes")]
+    #[arg(long, value_name = "YES/NO", value_parser = yes_no, action = ArgAction::Set, default_value = "yes")]
     master_capable: bool,
     /// Whether it may run instances: yes or no
-    #[arg(long, value_name = "YES/NO", value_parser = yes_no, default_value = "yes")]
+    #[arg(long, value_name = "YES/NO", value_parser = yes_no, action = ArgAction::Set, default_value = "yes")]
     vm_capable: bool,
     #[command(flatten)]
     job: JobOptions,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{FakeDaemon, Person, Reply, alone, run, session};
 use opcodes::wire::{Cell, CellState, NodeStatus, Request, Resource, Table, Tree};
-use opcodes::{ErrorCode, Failure, fields};
+use opcodes::{ErrorCode, Failure, Opcode, fields};
 use serde_json::{Value, json};
 
 fn table(what: Resource, names: &[&str], data: Vec<Vec<Cell>>) -> Reply {
@@ -200,6 +200,20 @@ fn a_cluster_is_made_and_ended() {
     );
     daemon.run(&["gnt-cluster", "destroy", "--yes-do-it"]).is(0, "", "");
     assert_eq!(daemon.asked()[1..], [Request::Destroy]);
+}
+
+#[test]
+fn a_witness_is_added_with_both_flags_off() {
+    let daemon = FakeDaemon::script(vec![Reply::Ok(Value::from(7)), Reply::Dies]);
+    daemon.run(&["gnt-node", "add", "--master-capable=no", "--vm-capable=no", "--submit", "witness"]).is(
+        0,
+        "JobID: 7\n",
+        "",
+    );
+    let asked = daemon.asked();
+    let Request::Submit(submit) = &asked[0] else { panic!("{asked:?}") };
+    let Opcode::NodeAdd(op) = &submit.ops[0] else { panic!("{:?}", submit.ops) };
+    assert_eq!((op.master_capable, op.vm_capable), (false, false));
 }
 
 #[test]

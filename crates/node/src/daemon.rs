@@ -108,19 +108,16 @@ struct Inside {
 /// See [`StartError`]; nothing of the node's state was changed then.
 pub async fn start(config: Config) -> Result<Arc<Daemon>, StartError> {
     for folder in [&config.state_dir, &config.run_dir, &config.log_dir] {
-        std::fs::create_dir_all(folder)
-            .map_err(|source| StartError::Files { what: "create", path: folder.clone(), source })?;
+        std::fs::create_dir_all(folder).map_err(|source| StartError::Files {
+            what: "create",
+            path: folder.clone(),
+            source,
+        })?;
     }
     let lock = lock(&config.state_dir.join("lock"))?;
     let config = Arc::new(config);
     let agent = Agent::start(Arc::clone(&config)).await.map_err(StartError::Agent)?;
-    let daemon = Arc::new(Daemon {
-        config,
-        agent,
-        phase: RwLock::new(None),
-        changing: Mutex::default(),
-        _lock: lock,
-    });
+    let daemon = Arc::new(Daemon { config, agent, phase: RwLock::new(None), changing: Mutex::default(), _lock: lock });
     let folder = daemon.identity_dir();
     match Identity::load(&folder).map_err(|source| StartError::Identity { path: folder, source })? {
         Some(identity) => {
@@ -162,8 +159,11 @@ impl Daemon {
         let client = Client::new(Arc::clone(identity));
         let id = NodeId(identity.node_id());
         let folder = self.log_dir();
-        std::fs::create_dir_all(&folder)
-            .map_err(|source| StartError::Files { what: "create", path: folder.clone(), source })?;
+        std::fs::create_dir_all(&folder).map_err(|source| StartError::Files {
+            what: "create",
+            path: folder.clone(),
+            source,
+        })?;
         let opened = tokio::task::spawn_blocking(move || consensus::Store::open(&folder, id, None));
         let store = match opened.await {
             Ok(store) => store?,
@@ -197,8 +197,7 @@ impl Daemon {
         identity: Arc<Identity>,
         (log, client): (Arc<dyn Log>, Client),
     ) -> Result<(), StartError> {
-        let member =
-            Member::new(Arc::clone(&self.config), Arc::clone(&identity), log, client, Arc::clone(&self.agent));
+        let member = Member::new(Arc::clone(&self.config), Arc::clone(&identity), log, client, Arc::clone(&self.agent));
         let admit = {
             let member = Arc::clone(&member);
             Arc::new(move |peer: &rpc::PeerIdentity| member.admits(peer))
@@ -252,8 +251,7 @@ impl Daemon {
             let state = inside.member.state();
             if let (Some(cluster), Some(owner)) = (&state.cluster, state.address_owner)
                 && owner == inside.member.id
-                && let Err(failure) =
-                    self.agent.address.down(cluster.address, cluster.netmask, &cluster.netdev).await
+                && let Err(failure) = self.agent.address.down(cluster.address, cluster.netmask, &cluster.netdev).await
             {
                 tracing::error!(failure = failure.text, "the cluster's address could not be taken off this node");
             }

@@ -141,22 +141,16 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
         master_capable: true,
         vm_capable: true,
     };
-    let command = Command::Init {
-        cluster: Box::new(cluster),
-        incarnation: Uuid::new_v4(),
-        group: Uuid::new_v4(),
-        node,
-    };
+    let command =
+        Command::Init { cluster: Box::new(cluster), incarnation: Uuid::new_v4(), group: Uuid::new_v4(), node };
     let proposal =
         Proposal { incarnation: model::Incarnation::default(), office: None, at: now(), commands: vec![command] };
     Ok(Founding { identity, proposal, address: own })
 }
 
 fn check_mac_prefix(prefix: &str) -> Result<(), Failure> {
-    let octets: Vec<Option<u8>> = prefix
-        .split(':')
-        .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
-        .collect();
+    let octets: Vec<Option<u8>> =
+        prefix.split(':').map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None }).collect();
     match octets.as_slice() {
         [Some(first), Some(_), Some(_)] if first & 1 == 0 => Ok(()),
         _ => Err(Failure::refused(
@@ -172,9 +166,9 @@ async fn check_address(netdev: &str, own: Ipv4Addr, cluster: Ipv4Addr) -> Result
     let failed = |error: network::Error| environment(crate::chain(&error));
     let net = network::Netlink::open().map_err(failed)?;
     let addresses = network::address::list(&net, netdev).await.map_err(|error| match error {
-        network::Error::NoSuchInterface(_) => environment(format!(
-            "The master network device '{netdev}' does not exist; choose one with --master-netdev"
-        )),
+        network::Error::NoSuchInterface(_) => {
+            environment(format!("The master network device '{netdev}' does not exist; choose one with --master-netdev"))
+        }
         error => failed(error),
     })?;
     if !addresses.iter().any(|(address, _)| *address == own) {

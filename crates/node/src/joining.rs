@@ -6,8 +6,8 @@ use std::sync::Arc;
 use model::{Applied, Command, NodeId, State, Uuid};
 use opcodes::wire::{API_PORT, Join};
 use opcodes::{ErrorCode, Failure};
-use serde::{Deserialize, Serialize};
 use rpc::{ClusterCa, Fault, FaultKind, Identity, JoinReply, JoinRequest, JoinToken, NodeKey, SecretDigest};
+use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::founding::resolve;
@@ -88,9 +88,8 @@ pub async fn admit(member: &Arc<Member>, request: JoinRequest) -> Result<JoinRep
     let Some(cluster) = &state.cluster else { return Err(internal("there is no cluster here".into())) };
     let ca = ClusterCa::from_pem(&cluster.ca_key).map_err(|error| internal(crate::chain(&error)))?;
     // Signed for a number that is not given yet only to refuse a request that can't be signed before anything changes.
-    ca.sign_csr(&request.csr_pem, cluster.uuid, 0).map_err(|error| {
-        Fault::new(FaultKind::BadRequest, crate::chain(&error))
-    })?;
+    ca.sign_csr(&request.csr_pem, cluster.uuid, 0)
+        .map_err(|error| Fault::new(FaultKind::BadRequest, crate::chain(&error)))?;
     let applied = office
         .submit(vec![Command::AddNode { token }])
         .await

@@ -6,13 +6,13 @@
 
 mod address;
 mod agent;
-mod requests;
 mod config;
 mod daemon;
 mod founding;
 mod joining;
 mod member;
 mod office;
+mod requests;
 mod tables;
 mod transport;
 mod trees;

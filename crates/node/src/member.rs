@@ -173,7 +173,13 @@ impl Member {
     }
 
     /// Passes a request on to the node that leads.
-    pub async fn forward(&self, leader: NodeId, request: Request, user: &str, within: Duration) -> Result<Value, Failure> {
+    pub async fn forward(
+        &self,
+        leader: NodeId,
+        request: Request,
+        user: &str,
+        within: Duration,
+    ) -> Result<Value, Failure> {
         let Some(address) = self.address_of(leader) else {
             return Err(Failure::no_master("the master is not known to this node yet"));
         };
@@ -268,8 +274,7 @@ async fn report_boot(member: Arc<Member>) {
         if own.boot == member.config.boot && own.life != Life(0) {
             return;
         }
-        let booted =
-            Booted { boot: member.config.boot.clone(), previous: own.life, runs: member.agent.runs().await };
+        let booted = Booted { boot: member.config.boot.clone(), previous: own.life, runs: member.agent.runs().await };
         let status = member.log.status();
         let outcome = match status.leader {
             None => Err(Failure::no_master("nobody leads")),

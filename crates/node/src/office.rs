@@ -103,12 +103,8 @@ async fn take(member: &Arc<Member>, term: u64) -> Option<Arc<Office>> {
         }
         return None;
     }
-    let office = Office {
-        member: Arc::clone(member),
-        incarnation: state.incarnation,
-        term,
-        leaving: AtomicBool::new(false),
-    };
+    let office =
+        Office { member: Arc::clone(member), incarnation: state.incarnation, term, leaving: AtomicBool::new(false) };
     let proposal = Proposal {
         incarnation: office.incarnation,
         office: None,
@@ -136,10 +132,7 @@ pub async fn hand_over(member: &Arc<Member>, to: NodeId) -> Result<(), Failure> 
         return Err(Failure::unknown("Node", to));
     };
     if !node.may_be_master() {
-        return Err(Failure::refused(
-            ErrorCode::WrongState,
-            format!("Node '{}' is not a master candidate", node.name),
-        ));
+        return Err(Failure::refused(ErrorCode::WrongState, format!("Node '{}' is not a master candidate", node.name)));
     }
     office.leaving.store(true, Ordering::SeqCst);
     let outcome = office.step_down(to).await;
@@ -276,8 +269,7 @@ impl Office {
 
     /// Changes the state in the name of this office, and tells an outcome that is not known from a refusal.
     pub async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Applied>, Failure> {
-        let proposal =
-            Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
+        let proposal = Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
         match self.log().propose(proposal).await {
             Ok(committed) => Ok(committed.applied),
             Err(ProposeError::Rejected(rejection)) => Err(rejection.into()),
@@ -316,8 +308,7 @@ impl World for Office {
     }
 
     async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Applied>, jobs::ProposeError> {
-        let proposal =
-            Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
+        let proposal = Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
         match self.log().propose(proposal).await {
             Ok(committed) => Ok(committed.applied),
             Err(ProposeError::Rejected(rejection)) => Err(jobs::ProposeError::Rejected(rejection)),
@@ -328,13 +319,7 @@ impl World for Office {
         }
     }
 
-    async fn call(
-        &self,
-        node: NodeId,
-        call: Call,
-        job: JobId,
-        deadline: Duration,
-    ) -> Result<Reply, jobs::CallError> {
+    async fn call(&self, node: NodeId, call: Call, job: JobId, deadline: Duration) -> Result<Reply, jobs::CallError> {
         match self.member.address_of(node) {
             Some(address) => self.member.ask(node, address, self.order(call, Some(job)), deadline).await,
             None => Err(jobs::CallError::Unreachable("it is no longer in the cluster".into())),
@@ -388,12 +373,11 @@ impl World for Office {
 
     async fn answers(&self, address: Ipv4Addr, port: u16) -> bool {
         let connect = tokio::net::TcpStream::connect((address, port));
-        matches!(tokio::time::timeout(Duration::from_secs(1), connect).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(Duration::from_millis(300), connect).await, Ok(Ok(_)))
     }
 
     fn new_token(&self) -> Result<(String, String), String> {
-        let token =
-            JoinToken::generate(self.member.identity.ca_fingerprint()).map_err(|error| crate::chain(&error))?;
+        let token = JoinToken::generate(self.member.identity.ca_fingerprint()).map_err(|error| crate::chain(&error))?;
         Ok((token.to_string(), token.secret.digest().to_string()))
     }
 

@@ -121,12 +121,8 @@ async fn master_failover(member: &Arc<Member>) -> Result<(), Failure> {
     let name = member.name();
     let own = state.nodes.get(&member.id).ok_or_else(|| Failure::unknown("Node", &name))?;
     if !own.may_be_master() {
-        let candidates: Vec<&str> = state
-            .nodes
-            .values()
-            .filter(|node| node.may_be_master())
-            .map(|node| node.name.as_str())
-            .collect();
+        let candidates: Vec<&str> =
+            state.nodes.values().filter(|node| node.may_be_master()).map(|node| node.name.as_str()).collect();
         return Err(Failure::refused(
             ErrorCode::WrongState,
             format!(

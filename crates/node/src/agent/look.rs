@@ -77,7 +77,11 @@ impl Agent {
         if !request.file_storage_dir.is_empty() {
             let known: Vec<_> = request.disks.iter().map(|disk| self.disk(disk).0).collect();
             let folder = Path::new(&request.file_storage_dir);
-            for orphan in storage::template(model::DiskTemplate::File).orphans(folder, &known).await.map_err(super::storage_failed)? {
+            for orphan in storage::template(model::DiskTemplate::File)
+                .orphans(folder, &known)
+                .await
+                .map_err(super::storage_failed)?
+            {
                 node("ENODEORPHANLV", format!("volume {} is unknown", orphan.display()), true);
             }
         }
