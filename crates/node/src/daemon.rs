@@ -272,10 +272,10 @@ impl Daemon {
         }
         let founding = founding::prepare(&self.config, init).await?;
         let outcome = self.found(founding).await;
-        if outcome.is_err() {
-            if let Err(error) = self.leave().await.and_then(|()| self.forget()) {
-                tracing::error!(error = crate::chain(&error), "what 'init' had begun could not be removed");
-            }
+        if outcome.is_err()
+            && let Err(error) = self.leave().await.and_then(|()| self.forget())
+        {
+            tracing::error!(error = crate::chain(&error), "what 'init' had begun could not be removed");
         }
         outcome.map_err(|error| Failure::failed(crate::chain(&error)))
     }

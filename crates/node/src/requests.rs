@@ -64,10 +64,11 @@ async fn find_master(member: &Arc<Member>) -> Result<NodeId, Failure> {
         let in_office = offices.borrow_and_update().is_some();
         match status.leader {
             Some(leader) if leader == member.id && in_office => return Ok(leader),
-            Some(leader) if leader != member.id => {
-                if member.state().nodes.get(&leader).is_some_and(|node| node.may_be_master()) {
-                    return Ok(leader);
-                }
+            Some(leader)
+                if leader != member.id
+                    && member.state().nodes.get(&leader).is_some_and(|node| node.may_be_master()) =>
+            {
+                return Ok(leader);
             }
             _ => {}
         }
