@@ -1,37 +1,53 @@
 //! The cluster's address on this node: up, announced, down.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use network::{Netlink, address, arp};
 use opcodes::Failure;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-/// Puts the address on an interface and takes it off. While it is up the announcement goes on for two seconds.
+/// How often it is looked whether an address that was brought up is still there: somebody may have taken it away.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Puts the address on an interface and takes it off.
 #[derive(Default)]
 pub struct AddressKeeper {
-    announcement: Mutex<Option<arp::Announcement>>,
+    held: Mutex<Option<Held>>,
+}
+
+struct Held {
+    /// Goes on for two seconds after the address came up.
+    announcement: arp::Announcement,
+    looked: Instant,
 }
 
 impl AddressKeeper {
-    /// Brings the address up and tells the network.
+    /// Brings the address up and tells the network. Cheap while it is up, so that it can be called all the time.
     pub async fn up(&self, at: Ipv4Addr, netmask: u8, netdev: &str) -> Result<(), Failure> {
-        let failed = |error: network::Error| Failure::failed(crate::chain(&error));
-        let mut announcement = self.announcement.lock().await;
+        let mut held = self.held.lock().await;
+        if held.as_ref().is_some_and(|held| held.looked.elapsed() < LOOK_AGAIN) {
+            return Ok(());
+        }
         let net = Netlink::open().map_err(failed)?;
-        if announcement.is_some() && address::has(&net, netdev, at).await.map_err(failed)? {
+        if let Some(held) = &mut *held
+            && address::has(&net, netdev, at).await.map_err(failed)?
+        {
+            held.looked = Instant::now();
             return Ok(());
         }
         address::add(&net, netdev, at, netmask).await.map_err(failed)?;
-        *announcement = Some(arp::announce(&net, netdev, at).await.map_err(failed)?);
+        let announcement = arp::announce(&net, netdev, at).await.map_err(failed)?;
+        *held = Some(Held { announcement, looked: Instant::now() });
         Ok(())
     }
 
     /// Takes the address off. Done when this returns without an error, also if it was not there.
     pub async fn down(&self, at: Ipv4Addr, netmask: u8, netdev: &str) -> Result<(), Failure> {
-        let failed = |error: network::Error| Failure::failed(crate::chain(&error));
-        let mut announcement = self.announcement.lock().await;
-        if let Some(announcement) = announcement.take() {
-            announcement.cancel().await;
+        let mut held = self.held.lock().await;
+        if let Some(held) = held.take() {
+            held.announcement.cancel().await;
         }
         let net = Netlink::open().map_err(failed)?;
         match address::remove(&net, netdev, at, netmask).await {
@@ -40,4 +56,8 @@ impl AddressKeeper {
             outcome => outcome.map_err(failed),
         }
     }
+}
+
+fn failed(error: network::Error) -> Failure {
+    Failure::failed(crate::chain(&error))
 }
