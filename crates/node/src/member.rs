@@ -172,28 +172,27 @@ impl Member {
         }
     }
 
-    /// Passes a request on to the node that leads.
+    /// Passes a request on to the node that leads. `None`: it could not be reached, and nothing was sent.
     pub async fn forward(
         &self,
         leader: NodeId,
-        request: Request,
+        request: &Request,
         user: &str,
         within: Duration,
-    ) -> Result<Value, Failure> {
-        let Some(address) = self.address_of(leader) else {
-            return Err(Failure::no_master("the master is not known to this node yet"));
-        };
-        let forwarded = Forwarded { request, user: user.to_owned() };
+    ) -> Option<Result<Value, Failure>> {
+        let address = self.address_of(leader)?;
+        let forwarded = Forwarded { request: request.clone(), user: user.to_owned() };
         let answer: Result<Result<Value, Failure>, CallError> =
             self.client.call_json(leader.0, address, Lane::Control, REQUEST_PATH, &forwarded, within).await;
-        answer.unwrap_or_else(|error| {
-            let sent = if error.never_sent() { "nothing was changed" } else { "whether it was done is not known" };
-            Err(Failure::no_master(format!(
-                "The master '{}' did not answer ({sent}): {}",
+        match answer {
+            Ok(outcome) => Some(outcome),
+            Err(error) if error.never_sent() => None,
+            Err(error) => Some(Err(Failure::no_master(format!(
+                "The master '{}' did not answer; whether the request was carried out is not known: {}",
                 self.state().node_name(leader),
                 crate::chain(&error)
-            )))
-        })
+            )))),
+        }
     }
 
     /// Asks the node that leads to hand over to this one.

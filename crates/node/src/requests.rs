@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use consensus::ReadError;
 use jobs::agent::{Call, Reply};
 use model::{Applied, Command, Job, JobId, JobStatus, NewJob, NodeId, State};
 use opcodes::wire::{NodeStatus, Query, Request, Submit};
@@ -20,7 +21,9 @@ use crate::trees;
 /// How long a node may take to tell what it runs, before a listing goes on without it.
 const LOOK: Duration = Duration::from_millis(900);
 /// How long the majority may take to confirm the master before it answers from its state.
-const CONFIRM: Duration = Duration::from_secs(2);
+const CONFIRM: Duration = Duration::from_secs(3);
+/// Pause before something that may work a moment later is tried again.
+const RETRY: Duration = Duration::from_millis(100);
 /// The longest that a client may wait for news of a job in one request.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long a change of master may take altogether.
@@ -36,24 +39,34 @@ pub async fn answer(member: &Arc<Member>, request: Request, user: &str) -> Resul
             format!("This node is in a cluster already, as '{}'", member.name()),
         )),
         Request::MasterFailover => master_failover(member).await.map(|()| Value::Null),
-        request => {
-            let within = match &request {
-                Request::Job { wait, .. } => MASTER_PATIENCE + Duration::from_secs(u64::from(*wait)),
-                _ => MASTER_PATIENCE * 6,
-            };
-            let leader = find_master(member).await?;
-            if leader == member.id {
-                as_master(member, request, user).await
-            } else {
-                member.forward(leader, request, user, within).await
-            }
+        request => ask_master(member, &request, user).await,
+    }
+}
+
+/// Answers on the master, wherever that is. While it is being replaced this waits, as long as nothing was sent.
+async fn ask_master(member: &Arc<Member>, request: &Request, user: &str) -> Result<Value, Failure> {
+    let within = match request {
+        Request::Job { wait, .. } => MASTER_PATIENCE + Duration::from_secs(u64::from(*wait)),
+        _ => MASTER_PATIENCE * 6,
+    };
+    let deadline = Instant::now() + MASTER_PATIENCE;
+    loop {
+        let leader = find_master(member, deadline).await?;
+        if leader == member.id {
+            return as_master(member, request.clone(), user).await;
         }
+        if let Some(outcome) = member.forward(leader, request, user, within).await {
+            return outcome;
+        }
+        if Instant::now() >= deadline {
+            return Err(no_master(member));
+        }
+        tokio::time::sleep(RETRY).await;
     }
 }
 
 /// Waits for a master, for a while.
-async fn find_master(member: &Arc<Member>) -> Result<NodeId, Failure> {
-    let deadline = Instant::now() + MASTER_PATIENCE;
+async fn find_master(member: &Arc<Member>, deadline: Instant) -> Result<NodeId, Failure> {
     let mut statuses = member.log.watch_status();
     let mut offices = member.office.subscribe();
     loop {
@@ -133,7 +146,7 @@ async fn master_failover(member: &Arc<Member>) -> Result<(), Failure> {
             ),
         ));
     }
-    let leader = find_master(member).await?;
+    let leader = find_master(member, Instant::now() + MASTER_PATIENCE).await?;
     if leader == member.id {
         return Err(Failure::refused(
             ErrorCode::WrongInput,
@@ -202,9 +215,13 @@ fn to_json<T: serde::Serialize>(reply: &T) -> Result<Value, Failure> {
 
 /// The state, after a majority has confirmed that it is the newest.
 async fn confirmed(member: &Arc<Member>) -> Result<Arc<State>, Failure> {
-    match member.log.read_barrier(CONFIRM).await {
-        Ok(_) => Ok(member.state()),
-        Err(_) => Err(no_master(member)),
+    let deadline = Instant::now() + CONFIRM;
+    loop {
+        match member.log.read_barrier(deadline.saturating_duration_since(Instant::now())).await {
+            Ok(_) => return Ok(member.state()),
+            Err(ReadError::NoQuorum(_)) if Instant::now() < deadline => tokio::time::sleep(RETRY).await,
+            Err(_) => return Err(no_master(member)),
+        }
     }
 }
 

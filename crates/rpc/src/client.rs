@@ -29,9 +29,13 @@ use tokio_rustls::TlsConnector;
 use crate::MAX_BODY;
 use crate::fault::{CallError, ConnectError, Fault};
 use crate::identity::Identity;
-use crate::listen::{HANDSHAKE_TIME, tune};
+use crate::listen::tune;
 use crate::stream::{ByteStream, PROTOCOL};
 use crate::tls::{WrongNode, client_config};
+
+/// How long a connection to a node may take, its handshake included. A node that is there answers in milliseconds; who
+/// waits for one that is not there wants to know soon, because nothing was sent yet and another node may do.
+const CONNECT_TIME: Duration = Duration::from_millis(1500);
 
 /// Idle connections kept for one node, address and lane.
 const IDLE_CONNECTIONS: usize = 4;
@@ -261,11 +265,11 @@ impl Call<'_> {
 
     async fn connect(&self, deadline: Instant) -> Result<Connection, CallError> {
         let connecting = Instant::now();
-        let until = deadline.min(connecting + HANDSHAKE_TIME);
+        let until = deadline.min(connecting + CONNECT_TIME);
         match timeout_at(until, self.client.connect(self.target)).await {
             Ok(connected) => connected.map_err(|e| self.not_sent(e)),
             Err(_) if until == deadline => Err(self.late(false)),
-            Err(_) => Err(self.not_sent(ConnectError::Timeout(HANDSHAKE_TIME))),
+            Err(_) => Err(self.not_sent(ConnectError::Timeout(CONNECT_TIME))),
         }
     }
 
