@@ -171,7 +171,8 @@ pub enum JobEnd {
     Canceled,
 }
 
-/// What happened to a job. Recorded by the master that runs it.
+/// What happened to a job. Recorded by the master that runs it. An opcode goes from queued to waiting to running to its
+/// end, never back; a step that is done stays done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobChange {
@@ -207,6 +208,14 @@ pub enum JobChange {
         step: String,
         /// What it found out, chose or made.
         output: Value,
+    },
+    /// A step is begun and done by the other commands of the same batch, so it happens exactly once. Its result is what
+    /// those before it [did](crate::Applied).
+    Committed {
+        /// Index of the opcode.
+        op: usize,
+        /// Name of the step.
+        step: String,
     },
     /// Opcode `op` ended. After an error or a cancellation the rest of the job ends likewise.
     Ended {

@@ -60,7 +60,13 @@ impl State {
         Ok(Applied::Job(id))
     }
 
-    pub(super) fn record_job(&mut self, id: JobId, changes: &[JobChange], at: Timestamp) -> Result<Applied, Rejection> {
+    pub(super) fn record_job(
+        &mut self,
+        id: JobId,
+        changes: &[JobChange],
+        before: &[Applied],
+        at: Timestamp,
+    ) -> Result<Applied, Rejection> {
         let Some(job) = self.jobs.get(&id) else {
             return Err(unknown("Job", id));
         };
@@ -70,7 +76,7 @@ impl State {
         // On a copy, so that the record is taken as a whole or not at all; a job is small.
         let mut next = job.clone();
         for change in changes {
-            next.record(change, at)?;
+            next.record(change, before, at)?;
         }
         self.jobs.insert(id, next);
         Ok(Applied::Done)
@@ -106,13 +112,14 @@ impl State {
 }
 
 impl Job {
-    fn record(&mut self, change: &JobChange, at: Timestamp) -> Result<(), Rejection> {
+    fn record(&mut self, change: &JobChange, before: &[Applied], at: Timestamp) -> Result<(), Rejection> {
         let index = match change {
             JobChange::Waiting { op }
             | JobChange::Running { op }
             | JobChange::Log { op, .. }
             | JobChange::StepBegun { op, .. }
             | JobChange::StepDone { op, .. }
+            | JobChange::Committed { op, .. }
             | JobChange::Ended { op, .. } => *op,
         };
         let id = self.id;
@@ -123,6 +130,10 @@ impl Job {
             return Err(Rejection::State(format!("Opcode {index} of job {id} has ended already")));
         }
         match change {
+            // What has been begun can't be cancelled any more, so it is never shown as waiting again.
+            JobChange::Waiting { .. } if op.status == JobStatus::Running => {
+                return Err(Rejection::State(format!("Opcode {index} of job {id} is running already")));
+            }
             JobChange::Waiting { .. } => {
                 op.status = JobStatus::Waiting;
                 op.start.get_or_insert(at);
@@ -139,6 +150,13 @@ impl Job {
                 let serial = self.log_serial;
                 op.log.push(LogEntry { serial, at, kind: LogKind::Message, message: message.clone() });
             }
+            JobChange::StepBegun { step, .. }
+            | JobChange::StepDone { step, .. }
+            | JobChange::Committed { step, .. }
+                if op.steps.get(step).is_some_and(|record| record.done.is_some()) =>
+            {
+                return Err(Rejection::State(format!("Step '{step}' of job {id} is done already")));
+            }
             JobChange::StepBegun { step, .. } => {
                 op.steps.insert(step.clone(), Step { begun: at, done: None });
             }
@@ -148,6 +166,10 @@ impl Job {
                     return Err(Rejection::Invalid(format!("Step '{step}' of job {id} was not begun")));
                 }
             },
+            JobChange::Committed { step, .. } => {
+                let output = serde_json::to_value(before).map_err(|error| Rejection::Invalid(error.to_string()))?;
+                op.steps.insert(step.clone(), Step { begun: at, done: Some(StepDone { at, output }) });
+            }
             JobChange::Ended { end, .. } => {
                 op.end = Some(at);
                 match end {

@@ -6,6 +6,8 @@ mod jobs;
 mod nodes;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use crate::command::{Applied, Command, Proposal, Rejection};
 use crate::ids::Timestamp;
@@ -19,16 +21,19 @@ impl State {
     pub fn apply(&mut self, proposal: &Proposal) -> Result<Vec<Applied>, Rejection> {
         // Each command checks before it changes anything, so that a single one needs no copy to go back to.
         if let [command] = proposal.commands.as_slice() {
-            return self.apply_one(proposal, command).map(|applied| vec![applied]);
+            return self.apply_one(proposal, command, &[]).map(|applied| vec![applied]);
         }
         let mut next = self.clone();
-        let applied =
-            proposal.commands.iter().map(|command| next.apply_one(proposal, command)).collect::<Result<Vec<_>, _>>()?;
+        let mut applied = Vec::with_capacity(proposal.commands.len());
+        for command in &proposal.commands {
+            applied.push(next.apply_one(proposal, command, &applied)?);
+        }
         *self = next;
         Ok(applied)
     }
 
-    fn apply_one(&mut self, proposal: &Proposal, command: &Command) -> Result<Applied, Rejection> {
+    /// `before`: what the earlier commands of the batch did.
+    fn apply_one(&mut self, proposal: &Proposal, command: &Command, before: &[Applied]) -> Result<Applied, Rejection> {
         self.admit(proposal, command)?;
         let at = proposal.at;
         match command {
@@ -55,7 +60,7 @@ impl State {
             Command::Disown { instance, run, want } => self.disown(*instance, *run, *want, at),
 
             Command::SubmitJob(job) => self.submit_job(job, at),
-            Command::RecordJob { job, changes } => self.record_job(*job, changes, at),
+            Command::RecordJob { job, changes } => self.record_job(*job, changes, before, at),
             Command::CancelJob { job } => self.cancel_job(*job, at),
             Command::ArchiveJob { job } => self.archive_job(*job),
         }
