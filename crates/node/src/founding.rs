@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use model::{Cluster, Command, DiskTemplate, NewNode, Params, Proposal, Timestamp, Uuid, params};
 use opcodes::wire::Init;
@@ -18,6 +19,8 @@ const MAC_PREFIX: &str = "aa:00:00";
 const FILE_STORAGE_DIR: &str = "/srv/ganeti/file-storage";
 const CANDIDATE_POOL_SIZE: u32 = 10;
 const MAX_RUNNING_JOBS: u32 = 20;
+/// How long a machine on the same network may take to answer. An address that nobody has is silent for longer.
+pub(crate) const PROBE: Duration = Duration::from_millis(300);
 
 /// Looks up the IPv4 address of a name.
 pub async fn resolve(name: &str) -> Result<Ipv4Addr, String> {
@@ -176,7 +179,7 @@ async fn check_address(netdev: &str, own: Ipv4Addr, cluster: Ipv4Addr) -> Result
     }
     let probe = tokio::net::TcpStream::connect((cluster, opcodes::wire::NODE_PORT));
     let own_already = addresses.iter().any(|(address, _)| *address == cluster);
-    if !own_already && matches!(tokio::time::timeout(std::time::Duration::from_secs(1), probe).await, Ok(Ok(_))) {
+    if !own_already && matches!(tokio::time::timeout(PROBE, probe).await, Ok(Ok(_))) {
         return Err(Failure::refused(
             ErrorCode::ResourceNotUnique,
             format!("Cluster IP {cluster} already active: another cluster answers there"),

@@ -152,9 +152,16 @@ impl Member {
         }
     }
 
-    /// Lets an order through if nobody newer has given one.
+    /// Lets an order through if nobody newer has given one, and nobody newer is known to be in office: the second is what
+    /// counts after a restart of the daemon.
     fn pass(&self, order: &Envelope<Call>) -> Result<(), rpc::Stale> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner).check(&order.inc, order.term)
+        let state = self.state();
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(office) = state.office {
+            // Refused where an order of somebody newer than the state has come already.
+            let _ = gate.check(&state.incarnation, office.term);
+        }
+        gate.check(&order.inc, order.term)
     }
 
     async fn carry_out(&self, call: Call) -> Result<Reply, Failure> {

@@ -373,7 +373,7 @@ impl World for Office {
 
     async fn answers(&self, address: Ipv4Addr, port: u16) -> bool {
         let connect = tokio::net::TcpStream::connect((address, port));
-        matches!(tokio::time::timeout(Duration::from_millis(300), connect).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(crate::founding::PROBE, connect).await, Ok(Ok(_)))
     }
 
     fn new_token(&self) -> Result<(String, String), String> {
