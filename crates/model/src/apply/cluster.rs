@@ -109,6 +109,11 @@ impl State {
                 self.node_name(old)
             )));
         }
+        if let Some(node) = owner
+            && !self.nodes.contains_key(&node)
+        {
+            return Err(super::unknown("Node", node));
+        }
         self.address_owner = owner;
         Ok(Applied::Done)
     }
