@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::demo::{self, DemoArgs};
 use crate::{Cable, Config, Cut, Error, Forward, Lab, sys};
 
 /// A whole cluster on this machine, in network namespaces.
@@ -86,6 +87,8 @@ enum LabCommand {
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         local: u16,
     },
+    /// Play the scenario on a lab of its own, step by step, with a report
+    Demo(DemoArgs),
     /// End the lab and remove everything of it
     Down,
 }
@@ -143,6 +146,7 @@ pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
             println!("{node}:{port} is at {}", forward.address());
             forward.serve();
         }
+        LabCommand::Demo(args) => return demo::run(config, &args),
         LabCommand::Down => match Lab::open(&dir) {
             Ok(lab) => lab.down()?,
             Err(Error::NoLab(_)) => {}

@@ -33,25 +33,36 @@
 //!
 //! The processes of a lab are started from the program that uses it: its `main` calls [`entry`] first.
 
+mod api;
 mod cables;
 pub mod cli;
 mod cluster;
+mod daemon;
+mod demo;
 mod error;
 mod exec;
+mod form;
 mod forward;
+mod guests;
 mod init;
 mod layout;
+mod machine;
 mod mounts;
+pub mod probe;
 mod process;
 mod pty;
 mod record;
 mod sys;
 
+pub use api::Api;
 pub use cables::{Cable, Cut};
 pub use cluster::{Config, Lab, Node, lock};
+pub use daemon::Usage;
 pub use error::Error;
 pub use exec::{Exec, Output, Running};
+pub use form::WITNESS;
 pub use forward::Forward;
+pub use guests::Guests;
 pub use init::entry;
 pub use pty::Pty;
 pub use record::LabLock;

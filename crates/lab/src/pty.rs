@@ -73,6 +73,15 @@ impl Pty {
         }
     }
 
+    /// Returns what the command writes next; `None` when it writes nothing more, or nothing within `timeout`.
+    pub fn read(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>, Error> {
+        let deadline = Instant::now() + timeout;
+        if self.unread.is_empty() && !self.read_some(deadline)? {
+            return Ok(None);
+        }
+        Ok(Some(std::mem::take(&mut self.unread)))
+    }
+
     /// Reads until the command has ended, and returns its exit code and what was not read before.
     pub fn finish(mut self, timeout: Duration) -> Result<(ExitStatus, String), Error> {
         let deadline = Instant::now() + timeout;
