@@ -147,7 +147,7 @@ impl Lab {
             record.members.iter().filter_map(|m| Some((m.name.clone(), m.address?))).collect();
         let names: Vec<String> = record.members.iter().map(|m| m.name.clone()).collect();
         for name in &names {
-            for dir in [self.files.state(name), self.files.logs(name)] {
+            for dir in [self.files.state(name), self.files.logs(name), self.files.disks(name)] {
                 fs::create_dir_all(&dir).map_err(Error::file("create", dir))?;
             }
             let hosts = self.files.hosts(name);
@@ -495,6 +495,11 @@ impl Node {
     /// Its state directory (`/var/lib/cardume`) as seen from the machine.
     pub fn state_dir(&self) -> PathBuf {
         self.files.state(&self.name)
+    }
+
+    /// Its folder of disks (`/srv/ganeti/file-storage`) as seen from the machine.
+    pub fn disks_dir(&self) -> PathBuf {
+        self.files.disks(&self.name)
     }
 
     /// What its daemon writes to standard output and error, as seen from the machine.

@@ -53,9 +53,11 @@ impl Guests {
         ["--os-search-path".to_owned(), self.systems.display().to_string()]
     }
 
-    /// The option of `gnt-cluster init` with which guests boot our kernel from their own disk.
-    pub fn init_option(&self) -> String {
-        format!("-H kvm:kernel_path={KERNEL}/vmlinuz,initrd_path={KERNEL}/initrd.img,root_path=/dev/vda")
+    /// What `gnt-cluster init` is given with `-H`: guests boot our kernel from their own disk.
+    pub fn parameters(&self) -> String {
+        format!(
+            "kvm:kernel_path={KERNEL}/vmlinuz,initrd_path={KERNEL}/initrd.img,root_path=/dev/vda,kernel_args=ro quiet"
+        )
     }
 }
 

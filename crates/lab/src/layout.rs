@@ -93,6 +93,10 @@ impl Files {
     pub fn logs(&self, member: &str) -> PathBuf {
         self.of(member).join("log")
     }
+    /// Its `/srv/ganeti/file-storage`: where disks of the template `file` are unless a cluster says otherwise.
+    pub fn disks(&self, member: &str) -> PathBuf {
+        self.of(member).join("disks")
+    }
     pub fn hosts(&self, member: &str) -> PathBuf {
         self.of(member).join("hosts")
     }

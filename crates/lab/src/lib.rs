@@ -11,14 +11,14 @@
 //! ```
 //!
 //! A node sees its own network, processes, host name, `/etc/hosts`, `/var/lib/cardume`, `/var/log/cardume`,
-//! `/run` and `/tmp`; it sees nothing of the other nodes'. Killing its PID 1 ends everything in it at once, as
+//! `/srv/ganeti/file-storage`, `/run` and `/tmp`; it sees nothing of the other nodes'. Killing its PID 1 ends everything in it at once, as
 //! pulling the plug would, except that the page cache survives: what a disk may lose in a power cut is the
 //! business of `lab::faultfs`, a pass-through file system that is to be put between a node and its state
 //! directory (in the module `mounts`, where that directory is bound).
 //!
-//! Nothing is added to the machine's own network, and all that a lab keeps is in one directory. Two empty
-//! directories are made where the machine lacks them, as places to mount on: `/var/lib/cardume` and
-//! `/var/log/cardume`.
+//! Nothing is added to the machine's own network, and all that a lab keeps is in one directory. Empty
+//! directories are made where the machine lacks them, as places to mount on: `/var/lib/cardume`, `/var/log/cardume`
+//! and `/srv/ganeti/file-storage`.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), lab::Error> {

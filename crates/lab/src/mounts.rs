@@ -15,7 +15,7 @@ use crate::layout::Files;
 pub(crate) const BIN: &str = "/run/lab/bin";
 
 /// Directories of the machine that are mounted on inside a node and have to exist for that.
-pub(crate) const MOUNT_POINTS: [&str; 2] = ["/var/lib/cardume", "/var/log/cardume"];
+pub(crate) const MOUNT_POINTS: [&str; 3] = ["/var/lib/cardume", "/var/log/cardume", "/srv/ganeti/file-storage"];
 
 /// Rearranges the file system of the calling process, which must be PID 1 of namespaces of its own.
 pub(crate) fn make_private(files: &Files, member: &str) -> io::Result<()> {
@@ -27,10 +27,11 @@ pub(crate) fn make_private(files: &Files, member: &str) -> io::Result<()> {
     call(Some("sysfs"), "/sys", Some("sysfs"), safe | MsFlags::MS_NOEXEC, None)?;
 
     // Taken hold of before the place where they are is covered.
-    let [state, logs] = MOUNT_POINTS;
+    let [state, logs, disks] = MOUNT_POINTS;
     let own = [
         (hold(files.state(member))?, state),
         (hold(files.logs(member))?, logs),
+        (hold(files.disks(member))?, disks),
         (hold(files.hosts(member))?, "/etc/hosts"),
         (hold(files.bin())?, BIN),
     ];

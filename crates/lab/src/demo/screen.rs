@@ -103,7 +103,7 @@ impl Screen {
         self.put(&format!("{} {}\n", self.paint("1", &prompt), self.paint("1;32", line)));
         self.transcript.push_str(&format!("    {prompt} {line}\n"));
         let started = Instant::now();
-        let pty = node.command(line.split_whitespace()).pty()?;
+        let pty = node.command(["sh", "-c", line]).pty()?;
         let line = line.to_owned();
         Ok(Typed { screen: self, pty, line, started, plain: Plain::default(), text: String::new(), read: 0, noted: 0 })
     }

@@ -12,15 +12,16 @@ fn a_node_sees_its_own_state_and_nobody_elses() {
     let lab = up(config());
     let (one, two) = (lab.node("node01").unwrap(), lab.node("node02").unwrap());
     for (node, secret) in [(&one, "secret-of-one"), (&two, "secret-of-two")] {
-        let script =
-            format!("for d in /var/lib/cardume /var/log/cardume /run /tmp; do echo {secret} >$d/{secret}; done");
+        let script = format!(
+            "for d in /var/lib/cardume /var/log/cardume /srv/ganeti/file-storage /run /tmp; do echo {secret} >$d/{secret}; done"
+        );
         let output = node.exec(["sh", "-c", &script]).unwrap();
         assert!(output.status.success(), "{output:?}");
     }
     for (node, own, other) in [(&one, "secret-of-one", "secret-of-two"), (&two, "secret-of-two", "secret-of-one")] {
-        let places = "cd / && ls /var/lib/cardume /var/log/cardume /run /tmp";
+        let places = "cd / && ls /var/lib/cardume /var/log/cardume /srv/ganeti/file-storage /run /tmp";
         let seen = node.exec(["sh", "-c", places]).unwrap().stdout;
-        assert_eq!(seen.matches(own).count(), 4, "{seen}");
+        assert_eq!(seen.matches(own).count(), 5, "{seen}");
         assert_eq!(seen.matches(other).count(), 0, "{seen}");
         // Not by another way either: the lab's directory is covered.
         let dir = node.exec(["find", DIR]).unwrap().stdout;
