@@ -34,6 +34,7 @@
 //! The processes of a lab are started from the program that uses it: its `main` calls [`entry`] first.
 
 mod api;
+pub mod bench;
 mod cables;
 pub mod cli;
 mod cluster;

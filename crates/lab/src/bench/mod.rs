@@ -1,0 +1,50 @@
+//! `cardume bench`: how fast Cardume is, measured on a lab, beside what was recorded of Ganeti.
+
+mod control;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// Measure speed and footprint on a lab of its own.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Commands, jobs, change of master; memory and CPU of the daemons
+    Control(ControlArgs),
+}
+
+#[derive(Debug, Args)]
+struct ControlArgs {
+    /// Also write the results to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What runs the three instances: real guests, or none
+    #[arg(long, value_enum, default_value_t = Hypervisor::Kvm)]
+    hypervisor: Hypervisor,
+    /// The lab's directory
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp/cardume-bench")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Hypervisor {
+    /// Real guests in QEMU
+    Kvm,
+    /// Instances that only exist in the books
+    Fake,
+}
+
+/// Carries out a `bench` command.
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        BenchCommand::Control(args) => control::run(&args),
+    }
+}
