@@ -29,7 +29,7 @@ const GIVEN_UP: &str = "given-up";
 
 pub async fn create(ctx: &Context, op: InstanceCreate) -> Result<Value, Halt> {
     let instance = ctx.step("check", || check(ctx, &op)).await?;
-    if let Some(failure) = ctx.recorded::<Failure>(GIVEN_UP) {
+    if let Some(failure) = ctx.recorded::<Failure>(GIVEN_UP)? {
         return undo(ctx, &instance, failure).await;
     }
     match build(ctx, &op, &instance).await {
@@ -42,7 +42,7 @@ pub async fn create(ctx: &Context, op: InstanceCreate) -> Result<Value, Halt> {
     }
     if op.start {
         ctx.say("* starting instance...").await?;
-        start(ctx, instance.id, "", &Params::new(), &Params::new(), false).await?;
+        start(ctx, instance.id, &Params::new(), &Params::new(), false).await?;
     }
     let state = ctx.state();
     let nodes: Vec<String> =
@@ -74,7 +74,8 @@ async fn build(ctx: &Context, op: &InstanceCreate, instance: &Instance) -> Resul
         want: Some(if op.start { AdminState::Up } else { AdminState::Down }),
         ..InstanceChange::default()
     };
-    ctx.commit("ready", vec![Command::ModifyInstance { instance: instance.id, change: Box::new(change) }]).await
+    ctx.commit("ready", vec![Command::ModifyInstance { instance: instance.id, change: Box::new(change) }]).await?;
+    Ok(())
 }
 
 /// Takes away what was made, then reports why.
@@ -297,8 +298,12 @@ pub fn checked_ip(ip: &str) -> Result<String, Failure> {
 
 /// A hardware address of a single station, in lower case.
 pub fn checked_mac(mac: &str) -> Result<String, Failure> {
-    let bytes: Option<Vec<u8>> =
-        mac.split(':').map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None }).collect();
+    // `from_str_radix` alone would take a sign.
+    let byte = |part: &str| {
+        let digits = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if digits { u8::from_str_radix(part, 16).ok() } else { None }
+    };
+    let bytes: Option<Vec<u8>> = mac.split(':').map(byte).collect();
     match bytes {
         Some(bytes) if bytes.len() == 6 && bytes[0] & 1 == 0 => Ok(mac.to_ascii_lowercase()),
         _ => Err(wrong_input(format!("Invalid MAC address '{mac}'"))),
