@@ -1,1 +1,2 @@
 //! The replicated disk.
+pub mod device;
