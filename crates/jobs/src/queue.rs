@@ -16,14 +16,14 @@ pub enum Decision {
 /// What to do now, given the jobs that this master runs already: by priority, then by number, at most
 /// `max_running_jobs` at once.
 ///
-/// A job that an earlier master had begun is started too; its record tells how far it had come.
+/// A job that an earlier master ran is started too, before all others: it may have left half-done work, and gets its locks
+/// back before anybody else can ask for them. Its record tells how far it had come.
 pub fn decide(state: &State, running: &BTreeSet<JobId>) -> Vec<Decision> {
     let limit = state.cluster.as_ref().map_or(0, |cluster| cluster.max_running_jobs as usize);
     let mut room = limit.saturating_sub(running.len());
     let mut candidates: Vec<&Job> =
         state.jobs.values().filter(|job| !job.status.is_final() && !running.contains(&job.id)).collect();
-    // What had been begun goes first: it may hold half-done work.
-    candidates.sort_by_key(|job| (job.start.is_none(), job.priority, job.id));
+    candidates.sort_by_key(|job| (job.status != JobStatus::Running, job.priority, job.id));
     let mut decisions = Vec::new();
     for job in candidates {
         match dependency(state, job) {

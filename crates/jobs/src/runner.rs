@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use model::{Job, JobChange, JobEnd, JobId, State};
+use model::{JobChange, JobEnd, JobId, JobStatus, State};
 use opcodes::{Failure, Opcode};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -13,6 +14,9 @@ use crate::locks::{LockTable, Wants};
 use crate::ops;
 use crate::queue::{self, Decision};
 use crate::world::World;
+
+/// How long an interrupted job waits before it is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs jobs. Dropping its [`run`](Self::run) ends it: every job stops where it is, and the next master goes on from there.
 pub struct Runner {
@@ -27,12 +31,12 @@ struct Locks {
 }
 
 /// Locks that a job holds or waits for; given back when it is dropped.
-struct Holding<'a> {
-    runner: &'a Runner,
+struct Holding {
+    runner: Arc<Runner>,
     job: JobId,
 }
 
-impl Drop for Holding<'_> {
+impl Drop for Holding {
     fn drop(&mut self) {
         let mut locks = self.runner.locks();
         locks.waiting.remove(&self.job);
@@ -43,6 +47,20 @@ impl Drop for Holding<'_> {
             }
         }
     }
+}
+
+/// An opcode that is about to be carried out.
+struct Turn {
+    job: JobId,
+    op: usize,
+    /// The opcode, or why it is refused.
+    opcode: Result<Opcode, Failure>,
+    /// Set while it waits for its locks.
+    granted: Option<oneshot::Receiver<()>>,
+    /// An earlier master had its locks already.
+    resumed: bool,
+    /// Its locks.
+    _holding: Holding,
 }
 
 impl Runner {
@@ -58,17 +76,19 @@ impl Runner {
         loop {
             let state = self.world.state();
             for decision in queue::decide(&state, &running) {
-                let (Decision::Start(id) | Decision::Refuse(id, _)) = &decision;
-                let id = *id;
-                running.insert(id);
-                let runner = Arc::clone(&self);
-                tasks.spawn(async move {
-                    match decision {
-                        Decision::Start(_) => runner.job(id).await,
-                        Decision::Refuse(_, why) => runner.refuse(id, why).await,
-                    }
-                    id
-                });
+                let (id, refusal) = match decision {
+                    Decision::Start(id) => (id, None),
+                    Decision::Refuse(id, why) => (id, Some(Failure::failed(format!("Dependency failed: {why}")))),
+                };
+                // The first locks are asked for here: in the order of the decisions, not in that of the tasks.
+                if let Some(turn) = self.turn(&state, id, refusal) {
+                    running.insert(id);
+                    let runner = Arc::clone(&self);
+                    tasks.spawn(async move {
+                        runner.job(turn).await;
+                        id
+                    });
+                }
             }
             tokio::select! {
                 biased;
@@ -88,47 +108,72 @@ impl Runner {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn refuse(&self, id: JobId, why: String) {
-        let state = self.world.state();
-        let Some(op) = state.jobs.get(&id).and_then(|job| job.ops.iter().position(|op| !op.status.is_final())) else {
-            return;
+    /// The first opcode of a job that has not ended, with its locks asked for; `None` if there is none.
+    fn turn(self: &Arc<Self>, state: &State, id: JobId, refusal: Option<Failure>) -> Option<Turn> {
+        let job = state.jobs.get(&id)?;
+        let op = job.ops.iter().position(|op| !op.status.is_final())?;
+        let opcode: Result<Opcode, Failure> = match refusal {
+            Some(failure) => Err(failure),
+            None => serde_json::from_value(job.ops[op].input.clone())
+                .map_err(|error| Failure::failed(format!("this version does not know the opcode: {error}"))),
         };
-        let context = Context::new(Arc::clone(&self.world), id, op);
-        let end = JobEnd::Error(Failure::failed(format!("Dependency failed: {why}")).to_result());
-        // Interrupted: the next master refuses it.
-        let _ = context.record(vec![JobChange::Ended { op, end }]).await;
+        let wants = opcode.as_ref().map_or_else(|_| Wants::new(), |opcode| ops::locks(opcode, state));
+        let holding = Holding { runner: Arc::clone(self), job: id };
+        let mut locks = self.locks();
+        let granted = if locks.table.request(id, job.priority, wants) {
+            None
+        } else {
+            let (sender, receiver) = oneshot::channel();
+            locks.waiting.insert(id, sender);
+            Some(receiver)
+        };
+        drop(locks);
+        let resumed = job.ops[op].status == JobStatus::Running;
+        Some(Turn { job: id, op, opcode, granted, resumed, _holding: holding })
     }
 
-    async fn job(&self, id: JobId) {
+    async fn job(self: Arc<Self>, mut turn: Turn) {
         loop {
-            let state = self.world.state();
-            let Some(job) = state.jobs.get(&id) else {
-                return;
-            };
-            let Some(op) = job.ops.iter().position(|op| !op.status.is_final()) else {
-                return;
-            };
-            if let Err(Halt::Interrupted) = self.op(&state, job, op).await {
-                tracing::info!(job = %id, op, "a job was interrupted");
-                return;
+            while self.op(&mut turn).await.is_err() {
+                if self.is_over(&turn) {
+                    return;
+                }
+                // Out of office, then this is dropped soon; or an outcome is not known. In that case the job goes on from
+                // its record as it would under a new master, with its locks kept: an entry that is committed now comes
+                // after all that were proposed before.
+                tracing::info!(job = %turn.job, op = turn.op, "a job was interrupted");
+                self.world.sleep(AGAIN).await;
+            }
+            let id = turn.job;
+            drop(turn);
+            match self.turn(&self.world.state(), id, None) {
+                Some(next) => turn = next,
+                None => return,
             }
         }
     }
 
-    /// Runs one opcode and records its end.
-    async fn op(&self, state: &State, job: &Job, op: usize) -> Result<(), Halt> {
-        let context = Context::new(Arc::clone(&self.world), job.id, op);
-        let opcode: Opcode = match serde_json::from_value(job.ops[op].input.clone()) {
-            Ok(opcode) => opcode,
-            Err(error) => {
-                let failure = Failure::failed(format!("this version does not know the opcode: {error}"));
+    /// Whether somebody else has ended the opcode or taken its job away.
+    fn is_over(&self, turn: &Turn) -> bool {
+        let state = self.world.state();
+        let op = state.jobs.get(&turn.job).and_then(|job| job.ops.get(turn.op));
+        op.is_none_or(|op| op.status.is_final())
+    }
+
+    /// Carries out one opcode and records its end.
+    async fn op(&self, turn: &mut Turn) -> Result<(), Halt> {
+        let op = turn.op;
+        let context = Context::new(Arc::clone(&self.world), turn.job, op);
+        let opcode = match &turn.opcode {
+            Ok(opcode) => opcode.clone(),
+            Err(failure) => {
                 let end = JobEnd::Error(failure.to_result());
                 return context.record(vec![JobChange::Ended { op, end }]).await;
             }
         };
-        let Some(_holding) = self.lock(&context, job, op, ops::locks(&opcode, state)).await? else {
+        if !self.wait_for_locks(&context, turn).await? {
             return Ok(());
-        };
+        }
         context.record(vec![JobChange::Running { op }]).await?;
         let end = match ops::execute(&context, opcode).await {
             Ok(result) => JobEnd::Success(result),
@@ -138,34 +183,22 @@ impl Runner {
         context.record(vec![JobChange::Ended { op, end }]).await
     }
 
-    /// Waits for locks. `None`: the job was cancelled meanwhile.
-    async fn lock(&self, context: &Context, job: &Job, op: usize, wants: Wants) -> Result<Option<Holding<'_>>, Halt> {
-        let holding = Holding { runner: self, job: job.id };
-        let granted = {
-            let mut locks = self.locks();
-            if locks.table.request(job.id, job.priority, wants) {
-                None
-            } else {
-                let (sender, receiver) = oneshot::channel();
-                locks.waiting.insert(job.id, sender);
-                Some(receiver)
-            }
-        };
-        let Some(mut granted) = granted else {
-            return Ok(Some(holding));
-        };
-        context.record(vec![JobChange::Waiting { op }]).await?;
-        loop {
+    /// Waits for the locks of an opcode. `false`: the job was cancelled meanwhile.
+    async fn wait_for_locks(&self, context: &Context, turn: &mut Turn) -> Result<bool, Halt> {
+        if turn.granted.is_some() && !turn.resumed {
+            context.record(vec![JobChange::Waiting { op: turn.op }]).await?;
+        }
+        while let Some(granted) = &mut turn.granted {
             let state = self.world.state();
-            let ended = |state: &State| state.jobs.get(&job.id).is_none_or(|job| job.status.is_final());
-            if ended(&state) {
-                return Ok(None);
+            if state.jobs.get(&turn.job).is_none_or(|job| job.status.is_final()) {
+                return Ok(false);
             }
             tokio::select! {
                 biased;
-                _ = &mut granted => return Ok(Some(holding)),
+                _ = granted => turn.granted = None,
                 _ = self.world.changed(&state) => {}
             }
         }
+        Ok(true)
     }
 }
