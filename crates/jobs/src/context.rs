@@ -2,11 +2,10 @@
 
 use std::future::Future;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use model::{Command, JobChange, JobId, NodeId, Op, State, Timestamp, Uuid};
+use model::{Applied, Command, JobChange, JobId, NodeId, Op, State, Timestamp, Uuid};
 use opcodes::{ErrorCode, Failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,13 +39,19 @@ pub struct Context {
     world: Arc<dyn World>,
     job: JobId,
     op: usize,
-    /// How many lines this run of the operation has said; an earlier run may have said them already.
-    said: AtomicUsize,
+    earlier: Mutex<Option<Earlier>>,
+}
+
+/// What earlier runs of the operation have said.
+struct Earlier {
+    lines: Vec<String>,
+    /// How many of them this run has come past.
+    passed: usize,
 }
 
 impl Context {
     pub(crate) fn new(world: Arc<dyn World>, job: JobId, op: usize) -> Self {
-        Self { world, job, op, said: AtomicUsize::new(0) }
+        Self { world, job, op, earlier: Mutex::default() }
     }
 
     /// The job that it belongs to.
@@ -87,11 +92,27 @@ impl Context {
     }
 
     /// The result of a step that is recorded as done.
-    pub fn recorded<T: DeserializeOwned>(&self, step: &str) -> Option<T> {
-        let output = self
-            .with_op(|op| op.steps.get(step).and_then(|step| step.done.as_ref()).map(|done| done.output.clone()))
-            .flatten()?;
-        serde_json::from_value(output).ok()
+    ///
+    /// # Errors
+    /// [`Halt::Failed`] if another version has written it and this one can't read it.
+    pub fn recorded<T: DeserializeOwned>(&self, step: &str) -> Result<Option<T>, Halt> {
+        let output = |op: &Op| op.steps.get(step).and_then(|step| step.done.as_ref()).map(|done| done.output.clone());
+        let Some(output) = self.with_op(output).flatten() else {
+            return Ok(None);
+        };
+        serde_json::from_value(output).map(Some).map_err(|error| {
+            Failure::failed(format!("the record of step '{step}' can't be read by this version: {error}")).into()
+        })
+    }
+
+    /// Whether a step is recorded as done.
+    pub fn is_done(&self, step: &str) -> bool {
+        self.with_op(|op| op.steps.get(step).is_some_and(|step| step.done.is_some())).unwrap_or(false)
+    }
+
+    /// Whether an earlier run has begun a step of which it is not known whether it was done.
+    pub fn is_open(&self, step: &str) -> bool {
+        self.with_op(|op| op.steps.get(step).is_some_and(|step| step.done.is_none())).unwrap_or(false)
     }
 
     /// Does a step, unless the record says that it is done. `work` may be run again after an interruption, so it has to
@@ -104,7 +125,7 @@ impl Context {
         T: Serialize + DeserializeOwned,
         F: Future<Output = Result<T, Halt>>,
     {
-        if let Some(output) = self.recorded(name) {
+        if let Some(output) = self.recorded(name)? {
             return Ok(output);
         }
         let op = self.op;
@@ -117,28 +138,27 @@ impl Context {
     }
 
     /// A step that only changes the replicated state: the change and its record are one log entry, so it happens exactly
-    /// once.
+    /// once. Returns what the commands did, then or now.
     ///
     /// # Errors
     /// [`Halt::Failed`] with the rejection, or [`Halt::Interrupted`].
-    pub async fn commit(&self, name: &str, mut commands: Vec<Command>) -> Result<(), Halt> {
-        if self.with_op(|op| op.steps.get(name).is_some_and(|step| step.done.is_some())).unwrap_or(false) {
-            return Ok(());
+    pub async fn commit(&self, name: &str, mut commands: Vec<Command>) -> Result<Vec<Applied>, Halt> {
+        if let Some(applied) = self.recorded(name)? {
+            return Ok(applied);
         }
-        let op = self.op;
-        let changes = vec![
-            JobChange::StepBegun { op, step: name.to_owned() },
-            JobChange::StepDone { op, step: name.to_owned(), output: serde_json::Value::Null },
-        ];
+        let changes = vec![JobChange::Committed { op: self.op, step: name.to_owned() }];
         commands.push(Command::RecordJob { job: self.job, changes });
-        self.propose(commands).await.map(|_| ())
+        let mut applied = self.propose(commands).await?;
+        // what the record itself did
+        applied.pop();
+        Ok(applied)
     }
 
     /// Proposes commands that need no record of their own.
     ///
     /// # Errors
     /// [`Halt::Failed`] with the rejection, or [`Halt::Interrupted`].
-    pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<model::Applied>, Halt> {
+    pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Applied>, Halt> {
         match self.world.propose(commands).await {
             Ok(applied) => Ok(applied),
             Err(ProposeError::Rejected(model::Rejection::Office { .. } | model::Rejection::Incarnation { .. })) => {
@@ -168,12 +188,27 @@ impl Context {
     /// [`Halt::Interrupted`].
     pub async fn say(&self, message: impl Into<String>) -> Result<(), Halt> {
         let message = message.into();
-        let place = self.said.fetch_add(1, Ordering::Relaxed);
-        let said = self.with_op(|op| op.log.get(place).is_some_and(|line| line.message == message)).unwrap_or(false);
-        if said {
+        if self.was_said(&message) {
             return Ok(());
         }
         self.record(vec![JobChange::Log { op: self.op, message }]).await
+    }
+
+    /// Looks for a line among those of earlier runs, after the last one that was found. A repetition says fewer of them
+    /// where it leaves out what is done, so lines in between are passed over.
+    fn was_said(&self, message: &str) -> bool {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = earlier.get_or_insert_with(|| {
+            let lines = self.with_op(|op| op.log.iter().map(|line| line.message.clone()).collect());
+            Earlier { lines: lines.unwrap_or_default(), passed: 0 }
+        });
+        match earlier.lines[earlier.passed..].iter().position(|line| line == message) {
+            Some(place) => {
+                earlier.passed += place + 1;
+                true
+            }
+            None => false,
+        }
     }
 
     /// Tells the administrator of something that is not as it should be, but does not stop the operation.

@@ -17,7 +17,7 @@ pub enum Lock {
     Instance(String),
     /// A node.
     Node(NodeId),
-    /// The name of a node that is about to be added.
+    /// The name of a node, also of one that is about to be added.
     NodeName(String),
 }
 

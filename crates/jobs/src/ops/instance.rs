@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{AdminState, Command, Instance, InstanceChange, InstanceId, Params, Provision, RunId, State};
+use model::{AdminState, Applied, Command, Instance, InstanceChange, InstanceId, Params, Provision, RunId, State};
 use opcodes::Failure;
 use opcodes::op::{InstanceReboot, InstanceRemove, InstanceShutdown, InstanceStartup, RebootType};
 use serde_json::Value;
@@ -11,11 +11,14 @@ use super::spec::{disks, spec};
 use super::wrong_state;
 use crate::agent::{Call, Reply, Stopped};
 use crate::context::{Context, Halt};
+use crate::world::CallError;
 
 /// How long a hypervisor may take to start an instance.
 const START: Duration = Duration::from_secs(60);
 /// What ending an instance may take beyond the time that the guest is given.
 const STOP: Duration = Duration::from_secs(30);
+/// How long a hypervisor may take to restart a guest in its process.
+const RESET: Duration = Duration::from_secs(30);
 
 /// The instance of that name, complete and not about to go.
 pub fn find<'a>(state: &'a State, name: &str) -> Result<&'a Instance, Failure> {
@@ -38,7 +41,7 @@ fn check_online(state: &State, instance: &Instance) -> Result<(), Failure> {
 }
 
 /// The run in which an instance is owned by a life that has not ended.
-fn current_run(state: &State, instance: &Instance) -> Option<RunId> {
+pub fn current_run(state: &State, instance: &Instance) -> Option<RunId> {
     let owner = instance.owner?;
     let alive = state.nodes.get(&owner.node).is_some_and(|node| node.life == owner.life);
     if alive { instance.run } else { None }
@@ -56,31 +59,32 @@ pub fn unexpected(reply: &Reply) -> Halt {
     Failure::failed(format!("a node gave an answer that does not fit the question: {reply:?}")).into()
 }
 
-/// Starts an instance: the right to run it is committed first, then the hypervisor is started. `prefix` tells the steps of
-/// several starts in one opcode apart.
+/// Starts an instance: the right to run it is committed first, then the hypervisor is started.
 pub async fn start(
     ctx: &Context,
     id: InstanceId,
-    prefix: &str,
     hvparams: &Params,
     beparams: &Params,
     paused: bool,
 ) -> Result<(), Halt> {
     let state = ctx.state();
-    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
-    let node = instance.primary;
-    ctx.commit(&format!("{prefix}own"), vec![Command::Own { instance: id, node }]).await?;
+    let node = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?.primary;
+    let applied = ctx.commit("own", vec![Command::Own { instance: id, node }]).await?;
+    let [Applied::Run(run)] = applied[..] else {
+        return Err(
+            Failure::failed(format!("the right to run an instance was given without a run: {applied:?}")).into()
+        );
+    };
 
     let state = ctx.state();
     let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
-    let Some(run) = instance.run else {
-        return Err(
-            Failure::failed(format!("Instance '{}' was stopped while it was being started", instance.name)).into()
-        );
-    };
     let spec = Box::new(spec(&state, instance, hvparams, beparams));
     let started = ctx
-        .step(&format!("{prefix}start"), || async {
+        .step("start", || async {
+            if current_run(&state, instance) != Some(run) {
+                let name = state.node_name(node);
+                return Ok(Some(Failure::failed(format!("node '{name}' was restarted in the meantime"))));
+            }
             let call = Call::Start { spec: spec.clone(), run, paused };
             match ctx.call_within(node, call, START).await {
                 Ok(_) => Ok(None),
@@ -92,40 +96,53 @@ pub async fn start(
     let Some(failure) = started else {
         return Ok(());
     };
-    // Only when the node says that nothing is left of it is the right given back. If the node does not answer, it keeps
-    // it: nobody may start a second one.
-    let call = Call::Stop { hypervisor: spec.hypervisor.clone(), instance: spec.name.clone(), id, run, timeout: 0 };
-    ctx.call_within(node, call, STOP).await?;
-    ctx.commit(&format!("{prefix}disown"), vec![Command::Disown { instance: id, run, want: None }]).await?;
     let text = format!("Could not start instance '{}': {}", spec.name, failure.text);
+    if !ctx.is_done("disown") {
+        // Only when the node says that nothing is left of it is the right given back. If the node does not answer, it
+        // keeps it: nobody may start a second one.
+        let call = Call::Stop { hypervisor: spec.hypervisor.clone(), instance: spec.name.clone(), id, run, timeout: 0 };
+        match ctx.call_within(node, call, STOP).await {
+            Ok(_) => ctx.commit("disown", vec![Command::Disown { instance: id, run, want: None }]).await?,
+            Err(Halt::Failed(left)) => {
+                let text = format!("{text}; what may be left of it could not be ended: {}", left.text);
+                return Err(Failure { text, ..failure }.into());
+            }
+            Err(halt) => return Err(halt),
+        };
+    }
     Err(Failure { text, ..failure }.into())
 }
 
-/// Ends an instance's run, if it has one, and gives the right to run it back.
+/// Ends the run that an instance was found in, if it was in one, and gives the right to run it back. `run` comes from a
+/// recorded step: a repetition must not end a run that was begun since.
 async fn stop(
     ctx: &Context,
     id: InstanceId,
-    step: &str,
+    run: Option<RunId>,
     timeout: u32,
     want: Option<AdminState>,
 ) -> Result<Option<Stopped>, Halt> {
-    let state = ctx.state();
-    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
-    let Some(run) = current_run(&state, instance) else {
+    if ctx.is_done("stop") {
+        return Ok(None);
+    }
+    let Some(run) = run else {
         if let Some(want) = want {
             let change = Box::new(InstanceChange::want(want));
-            ctx.commit(step, vec![Command::ModifyInstance { instance: id, change }]).await?;
+            ctx.commit("stop", vec![Command::ModifyInstance { instance: id, change }]).await?;
         }
         return Ok(None);
     };
+    let state = ctx.state();
+    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
     let call =
         Call::Stop { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), id, run, timeout };
-    let reply = ctx.call_within(instance.primary, call, STOP + Duration::from_secs(u64::from(timeout))).await?;
-    ctx.commit(step, vec![Command::Disown { instance: id, run, want }]).await?;
-    match reply {
-        Reply::Stopped(how) => Ok(Some(how)),
-        other => Err(unexpected(&other)),
-    }
+    let deadline = STOP + Duration::from_secs(u64::from(timeout));
+    let how = match ctx.call_within(instance.primary, call, deadline).await? {
+        Reply::Stopped(how) => how,
+        other => return Err(unexpected(&other)),
+    };
+    ctx.commit("stop", vec![Command::Disown { instance: id, run, want }]).await?;
+    Ok(Some(how))
 }
 
 pub async fn startup(ctx: &Context, op: InstanceStartup) -> Result<Value, Halt> {
@@ -144,13 +161,13 @@ pub async fn startup(ctx: &Context, op: InstanceStartup) -> Result<Value, Halt> 
         .await?;
 
     // What is noted as running may be gone: a guest that has shut itself down, or crashed.
-    let runs = ctx
+    let (old, runs) = ctx
         .step("look", || async {
             let state = ctx.state();
             let instance = find(&state, &op.instance_name)?;
             match current_run(&state, instance) {
-                Some(run) => is_running(ctx, instance, run).await,
-                None => Ok(false),
+                Some(run) => Ok((Some(run), is_running(ctx, instance, run).await?)),
+                None => Ok((None, false)),
             }
         })
         .await?;
@@ -161,24 +178,25 @@ pub async fn startup(ctx: &Context, op: InstanceStartup) -> Result<Value, Halt> 
     if runs {
         return Ok(Value::Null);
     }
-    stop(ctx, id, "clear", 0, None).await?;
-    start(ctx, id, "", &op.hvparams, &op.beparams, op.startup_paused).await?;
+    stop(ctx, id, old, 0, None).await?;
+    start(ctx, id, &op.hvparams, &op.beparams, op.startup_paused).await?;
     Ok(Value::Null)
 }
 
 pub async fn shutdown(ctx: &Context, op: InstanceShutdown) -> Result<Value, Halt> {
-    let id = ctx
+    let (id, run) = ctx
         .step("check", || async {
             let state = ctx.state();
             let instance = find(&state, &op.instance_name)?;
-            if current_run(&state, instance).is_some() {
+            let run = current_run(&state, instance);
+            if run.is_some() {
                 check_online(&state, instance)?;
             }
-            Ok(instance.id)
+            Ok((instance.id, run))
         })
         .await?;
     let want = (!op.no_remember).then_some(AdminState::Down);
-    if let Some(Stopped::Forced) = stop(ctx, id, "stop", op.timeout, want).await? {
+    if let Some(Stopped::Forced) = stop(ctx, id, run, op.timeout, want).await? {
         ctx.warn(format!(
             "Instance '{}' did not shut down within {} seconds and was ended",
             op.instance_name, op.timeout
@@ -205,36 +223,63 @@ pub async fn reboot(ctx: &Context, op: InstanceReboot) -> Result<Value, Halt> {
             Ok((instance.id, current_run(&state, instance)))
         })
         .await?;
-    let state = ctx.state();
-    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", &op.instance_name))?;
     if let (RebootType::Soft, Some(run)) = (op.reboot_type, run) {
-        // Recorded as done before a repetition could restart the guest a second time: once is what was asked for, and a
-        // restart that was lost on the way shows in the failure.
-        let call = Call::Reset { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), run };
-        ctx.step("reset", || async { ctx.call(instance.primary, call).await.map(|_| ()) }).await?;
+        reset(ctx, id, run).await?;
         return Ok(Value::Null);
     }
-    if !ctx.recorded::<Value>("own").is_some_and(|_| true) {
-        stop(ctx, id, "stop", op.shutdown_timeout, None).await?;
-    }
-    start(ctx, id, "", &Params::new(), &Params::new(), false).await?;
+    stop(ctx, id, run, op.shutdown_timeout, None).await?;
+    start(ctx, id, &Params::new(), &Params::new(), false).await?;
     Ok(Value::Null)
 }
 
+/// Restarts the guest in its process. This can't be repeated without restarting it twice, so it is tried once; if the answer
+/// is lost the failure says so.
+async fn reset(ctx: &Context, id: InstanceId, run: RunId) -> Result<(), Halt> {
+    let state = ctx.state();
+    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
+    let lost = |why: &str| {
+        Failure::failed(format!("It is not known whether instance '{}' was restarted: {why}", instance.name))
+    };
+    if ctx.is_open("reset") {
+        return Err(lost("the master was replaced on the way").into());
+    }
+    let call = Call::Reset { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), run };
+    ctx.step("reset", || async {
+        match ctx.call_once(instance.primary, call, RESET).await {
+            Ok(_) => Ok(()),
+            Err(CallError::Failed(failure)) => Err(failure.into()),
+            Err(CallError::Unreachable(why)) => {
+                Err(lost(&format!("node '{}' does not answer: {why}", state.node_name(instance.primary))).into())
+            }
+            Err(CallError::Deposed) => Err(Halt::Interrupted),
+        }
+    })
+    .await
+}
+
 pub async fn remove(ctx: &Context, op: InstanceRemove) -> Result<Value, Halt> {
-    let id = ctx
+    let (id, run) = ctx
         .step("check", || async {
             let state = ctx.state();
             let instance = find(&state, &op.instance_name)?;
             if !op.ignore_failures {
                 check_online(&state, instance)?;
             }
-            Ok(instance.id)
+            Ok((instance.id, current_run(&state, instance)))
         })
         .await?;
-    match stop(ctx, id, "stop", op.shutdown_timeout, Some(AdminState::Down)).await {
+    if ctx.is_done("remove") {
+        return Ok(Value::Null);
+    }
+    match stop(ctx, id, run, op.shutdown_timeout, Some(AdminState::Down)).await {
         Err(Halt::Failed(failure)) if op.ignore_failures => {
             ctx.warn(format!("Could not shut down instance '{}': {}", op.instance_name, failure.text)).await?;
+            // Who ignores failures answers for what may still run there. It can't be started anywhere else, because it
+            // is about to be gone.
+            if let Some(run) = run {
+                let want = Some(AdminState::Down);
+                ctx.commit("stop", vec![Command::Disown { instance: id, run, want }]).await?;
+            }
         }
         outcome => {
             outcome?;
@@ -244,25 +289,24 @@ pub async fn remove(ctx: &Context, op: InstanceRemove) -> Result<Value, Halt> {
     ctx.commit("mark", vec![Command::ModifyInstance { instance: id, change: Box::new(change) }]).await?;
 
     let state = ctx.state();
-    if let Some(instance) = state.instances.get(&id) {
-        for disk in disks(&state, instance) {
-            match ctx.call(instance.primary, Call::RemoveDisk(disk)).await {
-                Err(Halt::Failed(failure)) if op.ignore_failures => {
-                    ctx.warn(format!("Could not remove a disk of '{}': {}", op.instance_name, failure.text)).await?;
-                }
-                Err(Halt::Failed(failure)) => {
-                    // It is stopped and whole but for what was removed: an administrator may try again.
-                    let change = InstanceChange { provision: Some(Provision::Ready), ..InstanceChange::default() };
-                    let change = Box::new(change);
-                    ctx.propose(vec![Command::ModifyInstance { instance: id, change }]).await?;
-                    return Err(failure.into());
-                }
-                outcome => {
-                    outcome?;
-                }
+    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", &op.instance_name))?;
+    for disk in disks(&state, instance) {
+        match ctx.call(instance.primary, Call::RemoveDisk(disk)).await {
+            Err(Halt::Failed(failure)) if op.ignore_failures => {
+                ctx.warn(format!("Could not remove a disk of '{}': {}", op.instance_name, failure.text)).await?;
+            }
+            Err(Halt::Failed(failure)) => {
+                // It is stopped and whole but for what was removed: an administrator may try again.
+                let change = InstanceChange { provision: Some(Provision::Ready), ..InstanceChange::default() };
+                let change = Box::new(change);
+                ctx.propose(vec![Command::ModifyInstance { instance: id, change }]).await?;
+                return Err(failure.into());
+            }
+            outcome => {
+                outcome?;
             }
         }
-        ctx.commit("remove", vec![Command::RemoveInstance { instance: id }]).await?;
     }
+    ctx.commit("remove", vec![Command::RemoveInstance { instance: id }]).await?;
     Ok(Value::Null)
 }

@@ -30,8 +30,11 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
         Opcode::NodeAdd(op) => {
             wants.insert(Lock::NodeName(op.node_name.clone()), Mode::Exclusive);
         }
-        Opcode::NodeSetParams(op) => wants.extend(node(&op.node_name).map(|lock| (lock, Mode::Exclusive))),
-        Opcode::NodeRemove { node_name } => wants.extend(node(node_name).map(|lock| (lock, Mode::Exclusive))),
+        // By name as well: a node that is still being added has its number already.
+        Opcode::NodeSetParams(opcodes::op::NodeSetParams { node_name, .. }) | Opcode::NodeRemove { node_name } => {
+            wants.insert(Lock::NodeName(node_name.clone()), Mode::Exclusive);
+            wants.extend(node(node_name).map(|lock| (lock, Mode::Exclusive)));
+        }
         Opcode::InstanceCreate(op) => {
             wants.insert(instance(&op.instance_name), Mode::Exclusive);
             wants.extend(op.pnode.as_deref().and_then(node).map(|lock| (lock, Mode::Shared)));

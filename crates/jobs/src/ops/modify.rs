@@ -9,7 +9,7 @@ use opcodes::op::{InstanceSetParams, ListAction, NicChange};
 use serde_json::{Value, json};
 
 use super::create::{check_memory_bounds, checked_ip, checked_mac, nic_params, plan_nics};
-use super::instance::find;
+use super::instance::{current_run, find};
 use super::{wrong_input, wrong_state};
 use crate::agent::Call;
 use crate::context::{Context, Halt};
@@ -59,7 +59,7 @@ async fn plan(
         change.nics = Some(nics);
     }
     match op.offline {
-        Some(true) if instance.owner.is_some() => {
+        Some(true) if current_run(&state, instance).is_some() => {
             return Err(wrong_state(format!(
                 "Instance '{}' is running, stop it before it is marked offline",
                 instance.name

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{Command, NewNode, NodeChange, NodeId, Timestamp, Uuid};
+use model::{Command, NewNode, NodeChange, NodeId, State, Timestamp, Uuid};
 use opcodes::op::{NodeAdd, NodeSetParams};
 use opcodes::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ pub async fn add(ctx: &Context, op: NodeAdd) -> Result<Value, Halt> {
     let plan = ctx.step("check", || plan(ctx, &op)).await?;
     let add = Command::AddToken {
         id: plan.token,
-        secret_sha256: plan.secret_sha256,
+        secret_sha256: plan.secret_sha256.clone(),
         node: plan.node.clone(),
         expires: plan.expires,
     };
@@ -39,8 +39,7 @@ pub async fn add(ctx: &Context, op: NodeAdd) -> Result<Value, Halt> {
     ctx.say(format!("On {}, as root, type within {} minutes:", op.node_name, TOKEN_LIFE.as_secs() / 60)).await?;
     ctx.say(format!("  cardume join --token {} {}", plan.word, plan.master)).await?;
 
-    let Some(node) = joined(ctx, plan.token, plan.expires).await? else {
-        ctx.propose(vec![Command::DropToken { id: plan.token }]).await?;
+    let Some(node) = ctx.step("joined", || joined(ctx, &plan)).await? else {
         return Err(Failure::failed(format!(
             "'{}' did not join within {} minutes; run 'gnt-node add {0}' again",
             op.node_name,
@@ -52,7 +51,8 @@ pub async fn add(ctx: &Context, op: NodeAdd) -> Result<Value, Halt> {
         // It joined and went away again. Nothing of it may stay: it would count as a node that is down.
         let undo = vec![Command::RemoveNode { node }, Command::DropToken { id: plan.token }];
         ctx.commit("undo", undo).await?;
-        if let Err(why) = ctx.world().expel(node, plan.node.primary_ip).await {
+        let address = plan.node.primary_ip;
+        if let Err(why) = ctx.step("expel", || async { Ok(ctx.world().expel(node, address).await) }).await? {
             ctx.warn(format!("Node {} could not be taken out of the log: {why}", op.node_name)).await?;
         }
         return Err(Failure::failed(format!("'{}' joined, but then could not be reached: {why}", op.node_name)).into());
@@ -111,16 +111,19 @@ async fn plan(ctx: &Context, op: &NodeAdd) -> Result<Plan, Halt> {
     Ok(Plan { token: ctx.new_uuid(), secret_sha256, word, node, expires, master })
 }
 
-/// Waits for the token to be used; `None` when it expires.
-async fn joined(ctx: &Context, token: Uuid, expires: Timestamp) -> Result<Option<NodeId>, Halt> {
+/// Waits for the token to be used; `None` when it expires, and then it can't be used any more.
+async fn joined(ctx: &Context, plan: &Plan) -> Result<Option<NodeId>, Halt> {
+    let node = |state: &State| state.nodes.iter().find(|(_, node)| node.uuid == plan.node.uuid).map(|(id, _)| *id);
     loop {
         let state = ctx.state();
-        if let Some(node) = state.joined.get(&token) {
-            return Ok(Some(*node));
+        if let Some(node) = node(&state) {
+            return Ok(Some(node));
         }
-        let left = Duration::from_micros(expires.0.saturating_sub(ctx.now().0));
-        if left.is_zero() || !state.tokens.contains_key(&token) {
-            return Ok(None);
+        let left = Duration::from_micros(plan.expires.0.saturating_sub(ctx.now().0));
+        if left.is_zero() || !state.tokens.contains_key(&plan.token) {
+            // The machine may have used it at the last moment; only now is that decided.
+            ctx.propose(vec![Command::DropToken { id: plan.token }]).await?;
+            return Ok(node(&ctx.state()));
         }
         tokio::select! {
             _ = ctx.world().changed(&state) => {}
@@ -143,6 +146,28 @@ async fn settle(ctx: &Context, node: NodeId) -> Result<Result<(), String>, Halt>
 }
 
 pub async fn set_params(ctx: &Context, op: NodeSetParams) -> Result<Value, Halt> {
+    let (node, change) = ctx.step("check", || plan_change(ctx, &op)).await?;
+    ctx.commit("modify", vec![Command::ModifyNode { node, change }]).await?;
+    let told: Vec<(&str, String)> = [
+        ("master_capable", op.master_capable.map(|value| value.to_string())),
+        ("vm_capable", op.vm_capable.map(|value| value.to_string())),
+        ("master_candidate", op.master_candidate.map(|value| value.to_string())),
+        ("offline", op.offline.map(|value| value.to_string())),
+        ("drained", op.drained.map(|value| value.to_string())),
+        ("secondary_ip", op.secondary_ip.map(|value| value.to_string())),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| value.map(|value| (name, value)))
+    .map(|(name, value)| match value.as_str() {
+        "true" => (name, "True".to_owned()),
+        "false" => (name, "False".to_owned()),
+        _ => (name, value),
+    })
+    .collect();
+    Ok(json!(told))
+}
+
+async fn plan_change(ctx: &Context, op: &NodeSetParams) -> Result<(NodeId, NodeChange), Halt> {
     let state = ctx.state();
     let node = find_node(&state, &op.node_name)?;
     let change = NodeChange {
@@ -179,24 +204,7 @@ pub async fn set_params(ctx: &Context, op: NodeSetParams) -> Result<Value, Halt>
         ))
         .into());
     }
-    ctx.commit("modify", vec![Command::ModifyNode { node, change }]).await?;
-    let told: Vec<(&str, String)> = [
-        ("master_capable", op.master_capable.map(|value| value.to_string())),
-        ("vm_capable", op.vm_capable.map(|value| value.to_string())),
-        ("master_candidate", op.master_candidate.map(|value| value.to_string())),
-        ("offline", op.offline.map(|value| value.to_string())),
-        ("drained", op.drained.map(|value| value.to_string())),
-        ("secondary_ip", op.secondary_ip.map(|value| value.to_string())),
-    ]
-    .into_iter()
-    .filter_map(|(name, value)| value.map(|value| (name, value)))
-    .map(|(name, value)| match value.as_str() {
-        "true" => (name, "True".to_owned()),
-        "false" => (name, "False".to_owned()),
-        _ => (name, value),
-    })
-    .collect();
-    Ok(json!(told))
+    Ok((node, change))
 }
 
 pub async fn remove(ctx: &Context, name: &str) -> Result<Value, Halt> {
@@ -223,7 +231,7 @@ pub async fn remove(ctx: &Context, name: &str) -> Result<Value, Halt> {
         ctx.step("address", || async { Ok(ctx.state().nodes.get(&node).map(|node| node.primary_ip)) }).await?;
     ctx.commit("remove", vec![Command::RemoveNode { node }]).await?;
     let Some(address) = address else { return Ok(Value::Null) };
-    match ctx.world().expel(node, address).await {
+    match ctx.step("expel", || async { Ok(ctx.world().expel(node, address).await) }).await? {
         Err(why) => {
             return Err(Failure::failed(format!("Node '{name}' could not be taken out of the log: {why}")).into());
         }

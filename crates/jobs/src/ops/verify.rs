@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::{Command, DiskTemplate, GroupId, NewJob, NodeId, Provision, State, params};
+use model::{Applied, Command, DiskTemplate, GroupId, JobId, NewJob, NodeId, Provision, State, params};
 use opcodes::op::{Verify, VerifyGroup};
 use opcodes::{Failure, Opcode};
 use serde_json::{Value, json};
@@ -20,35 +20,29 @@ const CLOCK_SKEW: f64 = 150.0;
 
 /// Submits one job for the configuration and one for each group.
 pub async fn submit(ctx: &Context, op: Verify) -> Result<Value, Halt> {
-    let ids: Vec<model::JobId> = ctx
-        .step("submit", || async {
-            let state = ctx.state();
-            let mut ids = vec![queue(ctx, Opcode::ClusterVerifyConfig(op.clone()), Vec::new()).await?];
-            for group in state.groups.values() {
-                let options = op.clone();
-                let opcode = Opcode::ClusterVerifyGroup(VerifyGroup { group_name: group.name.clone(), options });
-                ids.push(queue(ctx, opcode, vec![(ids[0], Vec::new())]).await?);
-            }
-            Ok(ids)
-        })
-        .await?;
+    let job = |opcode: Opcode, depends: &[JobId]| {
+        let summary = opcode.summary();
+        let input = serde_json::to_value(opcode).map_err(|error| Failure::failed(error.to_string()))?;
+        let user = ctx.state().jobs.get(&ctx.job()).map_or_else(String::new, |job| job.user.clone());
+        let depends = depends.iter().map(|id| (*id, Vec::new())).collect();
+        Ok::<_, Halt>(Command::SubmitJob(NewJob { ops: vec![(input, summary)], priority: 0, depends, user }))
+    };
+    let mut ids = queued(ctx.commit("config", vec![job(Opcode::ClusterVerifyConfig(op.clone()), &[])?]).await?);
+    let state = ctx.state();
+    let groups = state.groups.values().map(|group| {
+        let options = op.clone();
+        let opcode = Opcode::ClusterVerifyGroup(VerifyGroup { group_name: group.name.clone(), options });
+        job(opcode, &ids)
+    });
+    let groups = groups.collect::<Result<Vec<_>, _>>()?;
+    ids.extend(queued(ctx.commit("groups", groups).await?));
     let jobs: Vec<Value> = ids.into_iter().map(|id| json!([true, id])).collect();
     Ok(json!({ "jobs": jobs }))
 }
 
-async fn queue(
-    ctx: &Context,
-    opcode: Opcode,
-    depends: Vec<(model::JobId, Vec<model::JobStatus>)>,
-) -> Result<model::JobId, Halt> {
-    let summary = opcode.summary();
-    let input = serde_json::to_value(opcode).map_err(|error| Failure::failed(error.to_string()))?;
-    let user = ctx.state().jobs.get(&ctx.job()).map_or_else(String::new, |job| job.user.clone());
-    let job = NewJob { ops: vec![(input, summary)], priority: 0, depends, user };
-    match ctx.propose(vec![Command::SubmitJob(job)]).await?.as_slice() {
-        [model::Applied::Job(id)] => Ok(*id),
-        other => Err(Failure::failed(format!("a job was queued without a number: {other:?}")).into()),
-    }
+fn queued(applied: Vec<Applied>) -> Vec<JobId> {
+    let job = |applied| if let Applied::Job(id) = applied { Some(id) } else { None };
+    applied.into_iter().filter_map(job).collect()
 }
 
 /// Writes findings into the job's log, and knows in the end whether all is well.
