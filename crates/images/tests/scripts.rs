@@ -5,7 +5,7 @@ mod common;
 
 use std::env;
 use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -14,14 +14,16 @@ use std::time::Duration;
 use common::{define, script};
 use images::{Environment, Error, System, create, find, verify};
 use model::ParamValue;
+use nix::libc::ENXIO;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// A definition with this script `create`, and files beside it.
+/// A definition with this script `create`, and beside it pipes, `../../<name>` for the script: `started`, through which it
+/// says that it runs, `never`, from which nothing ever comes, and `leader`.
 struct Case {
     dir: tempfile::TempDir,
     system: System,
@@ -32,7 +34,11 @@ impl Case {
         let dir = tempfile::tempdir().unwrap();
         define(&dir.path().join("os"), "busybox", create);
         let system = find(&[dir.path().join("os")], "busybox+default").unwrap();
-        Case { dir, system }
+        let case = Case { dir, system };
+        for pipe in ["started", "never", "leader"] {
+            mkfifo(&case.path(pipe), Mode::from_bits_truncate(0o600)).unwrap();
+        }
+        case
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -47,20 +53,17 @@ impl Case {
         create(&self.system, &self.environment(), &self.path("log/os/add.log"), &self.path("run/disk.lock")).await
     }
 
-    /// A pipe in the definition's folder, `../../<name>` for its scripts.
-    fn pipe(&self, name: &str) {
-        mkfifo(&self.path(name), Mode::from_bits_truncate(0o600)).unwrap();
-    }
-
     fn lock_is_free(&self) -> bool {
         File::open(self.path("run/disk.lock")).unwrap().try_lock().is_ok()
     }
 }
 
 impl Drop for Case {
-    /// Lets what waits for a pipe for ever end, if a test failed before it was killed.
+    /// Lets what reads from `never` end, if a test failed before it was killed.
     fn drop(&mut self) {
-        let _ = pipe::OpenOptions::new().read_write(true).open_sender(self.path("never"));
+        if let Ok(pipe) = pipe::OpenOptions::new().read_write(true).open_sender(self.path("never")) {
+            let _ = pipe.try_write(&[b'\n'; 16]);
+        }
     }
 }
 
@@ -73,6 +76,18 @@ async fn line(pipe: PathBuf) -> String {
     let mut text = String::new();
     timeout(PATIENCE, BufReader::new(pipe).read_line(&mut text)).await.expect("nothing was written").unwrap();
     text.trim().to_owned()
+}
+
+/// Waits until nobody reads from a pipe.
+async fn nobody_reads(pipe: &Path) {
+    let left = async {
+        while pipe::OpenOptions::new().open_sender(pipe).map_err(|error| error.raw_os_error()).err()
+            != Some(Some(ENXIO))
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, left).await.expect("somebody still reads");
 }
 
 #[tokio::test]
@@ -123,15 +138,24 @@ async fn a_script_that_cannot_be_run_says_so() {
 #[tokio::test]
 async fn what_a_script_leaves_running_ends_with_it() {
     // In its group, and in a session of its own.
-    let case = Case::new("sleep 1000 & setsid sleep 1000 & exit 0");
+    let case = Case::new("cat ../../never & setsid cat ../../never & exit 0");
     case.create().await.unwrap();
     assert!(case.lock_is_free(), "a process still has the lock");
+    nobody_reads(&case.path("never")).await;
+
+    // One without a lock, which is known only by its group.
+    script(
+        &case.system.path,
+        "verify",
+        "(exec 7<>../../never; echo there > ../../started; read nothing <&7) & read there < ../../started",
+    );
+    verify(&case.system, &case.environment()).await.unwrap();
+    nobody_reads(&case.path("never")).await;
 }
 
 #[tokio::test]
 async fn dropping_the_future_kills_the_script_and_its_children() {
-    let case = Case::new("sleep 1000 & echo started > ../../started; sleep 1000");
-    case.pipe("started");
+    let case = Case::new("cat ../../never & echo started > ../../started; cat ../../never");
     {
         let running = case.create();
         let started = line(case.path("started"));
@@ -151,17 +175,15 @@ async fn dropping_the_future_kills_the_script_and_its_children() {
 #[tokio::test]
 async fn a_second_run_ends_the_first_and_does_not_overlap_it() {
     let case = Case::new(
-        "mkdir ../../busy || exit 9; trap 'rmdir ../../busy' EXIT
-         [ -e ../../again ] && exit 0
-         touch ../../again; rmdir ../../busy; trap - EXIT; echo started > ../../started; sleep 1000",
+        "if [ -e ../../first ]; then ! kill -0 $(cat ../../first); exit; fi
+         echo $$ > ../../first; echo started > ../../started; cat ../../never",
     );
-    case.pipe("started");
     let first = case.create();
     let second = async {
         line(case.path("started")).await;
         case.create().await
     };
-    let (first, second) = tokio::join!(first, second);
+    let (first, second) = timeout(PATIENCE, async { tokio::join!(first, second) }).await.expect("the first lives");
     let error = first.unwrap_err();
     assert!(error.to_string().contains("terminated by signal 9"), "{error}");
     second.unwrap();
@@ -190,9 +212,11 @@ async fn what_an_earlier_daemon_left_is_killed_before_the_step_is_repeated() {
         return;
     }
     // The script dies with its daemon; its child, which ignores all signals that can be ignored, does not.
-    let case = Case::new("(trap '' HUP INT TERM PIPE; echo started > ../../started; cat ../../never) ; exit 1");
-    case.pipe("started");
-    case.pipe("never");
+    let case = Case::new(
+        "exec 7> ../../leader
+         (exec 7>&-; trap '' HUP INT TERM PIPE; echo started > ../../started; cat ../../never); exit 1",
+    );
+    let mut leader = pipe::OpenOptions::new().open_receiver(case.path("leader")).unwrap();
     let daemon = Command::new(env::current_exe().unwrap())
         .args(["--exact", "what_an_earlier_daemon_left_is_killed_before_the_step_is_repeated"])
         .env(EARLIER_DAEMON, case.dir.path())
@@ -203,14 +227,14 @@ async fn what_an_earlier_daemon_left_is_killed_before_the_step_is_repeated() {
     assert_eq!(line(case.path("started")).await, "started");
     daemon.0.kill().unwrap();
     daemon.0.wait().unwrap();
+    let nothing = timeout(PATIENCE, leader.read_u8()).await.expect("the script outlived its daemon");
+    assert_eq!(nothing.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     assert!(!case.lock_is_free(), "nothing was left over: the test shows nothing");
 
     script(&case.system.path, "create", "echo anew");
     case.create().await.unwrap();
     assert!(case.lock_is_free());
-    // Nobody has the pipe open for reading any more: the one that was left is gone.
-    let writer = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(case.path("never"));
-    assert_eq!(writer.unwrap_err().raw_os_error(), Some(nix::libc::ENXIO));
+    nobody_reads(&case.path("never")).await;
 }
 
 #[tokio::test]

@@ -151,6 +151,7 @@ pub trait Template: Send + Sync {
 pub fn template(kind: DiskTemplate) -> &'static dyn Template {
     match kind {
         DiskTemplate::Diskless => &Diskless,
-        DiskTemplate::File => &File,
+        // The backing of a replica is a file; the mirror lies above it.
+        DiskTemplate::File | DiskTemplate::Drbd => &File,
     }
 }
