@@ -10,6 +10,8 @@ const KERNEL: &str = "/var/cache/cardume/guest";
 const SYSTEM: &str = "busybox";
 /// Environment variable with folders of OS definitions; the daemon knows it too.
 const SEARCH_PATH: &str = "CARDUME_OS_SEARCH_PATH";
+/// Where `make guest` puts the definition, with our static program in it.
+const ASSEMBLED: &str = "/var/cache/cardume/os";
 /// Where a package puts definitions.
 const INSTALLED: &str = "/usr/share/cardume/os";
 
@@ -40,7 +42,7 @@ impl Guests {
             }
         }
         let systems = search_path().into_iter().find(|folder| folder.join(SYSTEM).is_dir()).ok_or_else(|| {
-            format!("the OS definition '{SYSTEM}' is not found; run this where the sources are, or set {SEARCH_PATH}")
+            format!("the OS definition '{SYSTEM}' is not found; 'make guest' makes it, or set {SEARCH_PATH} to where it is")
         })?;
         if !systems.join(SYSTEM).join("cardume-guest").is_file() {
             return Err(format!("{}/{SYSTEM} is not complete; 'make guest' completes it", systems.display()));
@@ -61,12 +63,12 @@ impl Guests {
     }
 }
 
-/// Folders that may hold the definition: those named, the sources', the package's. Absolute: a daemon's working directory
+/// Folders that may hold the definition: those named, the assembled one's, the package's. Absolute: a daemon's working directory
 /// is another.
 fn search_path() -> Vec<PathBuf> {
     let named = std::env::var_os(SEARCH_PATH).unwrap_or_default();
     let named = std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty());
-    named.chain(["os".into(), INSTALLED.into()]).filter_map(|folder| std::path::absolute(folder).ok()).collect()
+    named.chain([ASSEMBLED.into(), INSTALLED.into()]).filter_map(|folder| std::path::absolute(folder).ok()).collect()
 }
 
 fn is_program(name: &str) -> bool {
