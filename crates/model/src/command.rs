@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, ClusterChange};
-use crate::ids::{InstanceId, JobId, Life, NodeId, RunId, Timestamp, Uuid};
+use crate::disk::{DiskRejection, Epoch, Version};
+use crate::ids::{DiskId, InstanceId, JobId, Life, NodeId, ReplicaId, RunId, Timestamp, Uuid};
 use crate::incarnation::{ForkPoint, Incarnation};
-use crate::instance::{AdminState, Instance, InstanceChange};
+use crate::instance::{AdminState, Instance, InstanceChange, NodeLife};
 use crate::job::{JobChange, NewJob};
 use crate::node::{NewNode, NodeChange};
 
@@ -121,6 +122,111 @@ pub enum Command {
         want: Option<AdminState>,
     },
 
+    /// A disk's primary goes on without some replicas (protocol, section 5.4). At least one member has to stay. Naming its
+    /// own replica, replicas that are no members, or none, is fine: the version grows all the same, which ends every
+    /// older proposal.
+    Outdate {
+        /// The disk.
+        disk: DiskId,
+        /// The primary.
+        by: NodeLife,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The version that it knows.
+        ver: Version,
+        /// The replicas.
+        replicas: Vec<ReplicaId>,
+    },
+    /// A disk's primary found a replica to hold every acknowledged write: it joins the in-sync set.
+    InSync {
+        /// The disk.
+        disk: DiskId,
+        /// The primary.
+        by: NodeLife,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The version that it knows.
+        ver: Version,
+        /// The replica.
+        replica: ReplicaId,
+        /// The life of the replica's node in which that was found.
+        life: Life,
+    },
+    /// As [`Self::Outdate`], afterwards: the primary of a disk in manual mode has gone on alone already (protocol, 7.2).
+    Solo {
+        /// The disk.
+        disk: DiskId,
+        /// The primary.
+        by: NodeLife,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The version that it knows.
+        ver: Version,
+        /// The replicas that it went on without.
+        replicas: Vec<ReplicaId>,
+    },
+    /// Begins a live migration. Its new run is the answer.
+    Prepare {
+        /// The instance.
+        instance: InstanceId,
+        /// A fresh identity for the migration.
+        migration: Uuid,
+        /// Where to; a member of each disk's in-sync set lies there.
+        to: NodeId,
+    },
+    /// Decides a live migration: the destination has the instance and its disks from now on.
+    Handover {
+        /// The migration.
+        migration: Uuid,
+    },
+    /// Decides a live migration: the instance stays where it is.
+    Cancel {
+        /// The migration.
+        migration: Uuid,
+    },
+    /// Gives a disk one more replica, which is not in sync yet.
+    AddReplica {
+        /// The disk.
+        disk: DiskId,
+        /// The version that the proposer knows.
+        ver: Version,
+        /// A fresh identity for it.
+        replica: ReplicaId,
+        /// Its node.
+        node: NodeId,
+        /// Its slot, not taken by another replica.
+        slot: u8,
+    },
+    /// Takes a replica away that is not in sync.
+    RemoveReplica {
+        /// The disk.
+        disk: DiskId,
+        /// The version that the proposer knows.
+        ver: Version,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Makes a disk larger. Every member has grown already.
+    Grow {
+        /// The disk.
+        disk: DiskId,
+        /// The version that the proposer knows.
+        ver: Version,
+        /// The new size.
+        size_mib: u64,
+    },
+    /// Promotes the replicas on one node whatever the state says about them (protocol, section 11). An operator's word.
+    Force {
+        /// The instance.
+        instance: InstanceId,
+        /// The node.
+        node: NodeId,
+        /// Per disk the version up to which that node's replica had followed; its `left` if it is inconsistent.
+        bases: Vec<(DiskId, Version)>,
+        /// The operator asserts that the node which owns the instance in the state is off.
+        asserted_off: bool,
+    },
+
     /// Queues a job.
     SubmitJob(NewJob),
     /// Records what happened to a job. Only the master in office may.
@@ -220,6 +326,9 @@ pub enum Rejection {
     /// The value makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// A command of a mirrored disk's primary came too late.
+    #[error(transparent)]
+    Disk(DiskRejection),
     /// The queue is full or drained.
     #[error("{0}")]
     Queue(String),

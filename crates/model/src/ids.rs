@@ -79,6 +79,10 @@ unique! {
     DiskId
 }
 unique! {
+    /// Identity of a replica of a mirrored disk; a replica that is removed and added again gets another one.
+    ReplicaId
+}
+unique! {
     /// Identity of a node group.
     GroupId
 }

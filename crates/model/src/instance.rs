@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{Migration, Mirror};
 use crate::ids::{DiskId, InstanceId, JobId, Life, NodeId, RunId, Timestamp, Uuid};
 use crate::params::Params;
 
@@ -49,17 +50,20 @@ pub enum DiskTemplate {
     Diskless,
     /// A file on one node.
     File,
+    /// Mirrored between nodes.
+    Drbd,
 }
 
 impl DiskTemplate {
     /// Every template, in the order in which users see them.
-    pub const ALL: [DiskTemplate; 2] = [DiskTemplate::File, DiskTemplate::Diskless];
+    pub const ALL: [DiskTemplate; 3] = [DiskTemplate::File, DiskTemplate::Drbd, DiskTemplate::Diskless];
 
     /// Its name in commands and in the API.
     pub fn name(self) -> &'static str {
         match self {
             DiskTemplate::Diskless => "diskless",
             DiskTemplate::File => "file",
+            DiskTemplate::Drbd => "drbd",
         }
     }
 }
@@ -105,6 +109,9 @@ pub struct Disk {
     pub access: DiskAccess,
     /// When it was made.
     pub ctime: Timestamp,
+    /// What the cluster agrees on about its replicas; only of a mirrored disk.
+    #[serde(default)]
+    pub mirror: Option<Mirror>,
 }
 
 /// A virtual network interface.
@@ -155,6 +162,9 @@ pub struct Instance {
     pub owner: Option<NodeLife>,
     /// The start that [`Self::owner`] was given it for.
     pub run: Option<RunId>,
+    /// The live migration that is under way.
+    #[serde(default)]
+    pub migration: Option<Migration>,
     /// Hypervisor that runs it.
     pub hypervisor: String,
     /// Operating system, `os+variant`.

@@ -11,6 +11,7 @@
 mod apply;
 mod cluster;
 mod command;
+mod disk;
 mod group;
 mod ids;
 mod incarnation;
@@ -23,8 +24,9 @@ mod voters;
 
 pub use cluster::{Cluster, ClusterChange, JoinToken, OsSettings};
 pub use command::{Applied, Command, Proposal, Rejection};
+pub use disk::{DiskRejection, Epoch, Forced, MAX_REPLICAS, Migration, Mirror, MirrorMode, MirrorReplica, Version};
 pub use group::{AllocPolicy, Group};
-pub use ids::{DiskId, GroupId, InstanceId, JobId, Life, NodeId, RunId, Timestamp, Uuid};
+pub use ids::{DiskId, GroupId, InstanceId, JobId, Life, NodeId, ReplicaId, RunId, Timestamp, Uuid};
 pub use incarnation::{ForkPoint, Incarnation};
 pub use instance::{AdminState, Disk, DiskAccess, DiskTemplate, Instance, InstanceChange, Nic, NodeLife, Provision};
 pub use job::{

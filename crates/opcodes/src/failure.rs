@@ -172,7 +172,7 @@ impl From<model::Rejection> for Failure {
         match rejection {
             R::Unknown { .. } => Failure::refused(ErrorCode::UnknownEntity, text),
             R::Exists { .. } => Failure::refused(ErrorCode::AlreadyExists, text),
-            R::State(_) | R::AlreadyInitialised => Failure::refused(ErrorCode::WrongState, text),
+            R::State(_) | R::Disk(_) | R::AlreadyInitialised => Failure::refused(ErrorCode::WrongState, text),
             R::Invalid(_) => Failure::refused(ErrorCode::WrongInput, text),
             R::Queue(_) => Self { kind: FailureKind::Queue, code: None, text },
             R::NoCluster => Failure::not_a_cluster(),

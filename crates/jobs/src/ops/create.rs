@@ -163,6 +163,7 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         want: AdminState::Down,
         owner: None,
         run: None,
+        migration: None,
         hypervisor,
         os,
         hvparams,
@@ -247,6 +248,7 @@ fn plan_disks(ctx: &Context, op: &InstanceCreate, template: DiskTemplate) -> Res
             size_mib: disk.size,
             access: disk.mode,
             ctime: ctx.now(),
+            mirror: None,
         });
     }
     Ok(disks)

@@ -18,21 +18,19 @@ impl State {
             return Err(exists("Instance", new.id));
         }
         for node in std::iter::once(&new.primary).chain(&new.secondaries) {
-            let Some(node) = self.nodes.get(node) else {
-                return Err(unknown("Node", node));
-            };
-            if !node.vm_capable {
-                return Err(Rejection::State(format!("Node '{}' is not vm_capable", node.name)));
-            }
+            self.check_vm_capable(*node)?;
         }
         if (new.disk_template == DiskTemplate::Diskless) != new.disks.is_empty() {
             return Err(Rejection::Invalid("No disk information specified".into()));
         }
         self.check_nics(new)?;
-        if new.owner.is_some() || new.run.is_some() {
+        self.check_new_mirrors(new)?;
+        if new.owner.is_some() || new.run.is_some() || new.migration.is_some() {
             return Err(Rejection::Invalid(format!("a new instance ('{}') can't be running already", new.name)));
         }
-        self.instances.insert(new.id, Instance { ctime: at, mtime: at, serial_no: 1, ..new.clone() });
+        let mut instance = Instance { ctime: at, mtime: at, serial_no: 1, ..new.clone() };
+        Self::number_mirrors(&mut instance, self.incarnation.n);
+        self.instances.insert(new.id, instance);
         Ok(Applied::Done)
     }
 
@@ -124,7 +122,9 @@ impl State {
                 self.node_name(owner.node)
             )));
         }
-        if instance.primary != node {
+        if instance.disk_template == DiskTemplate::Drbd {
+            self.check_own_mirrors(instance, node)?;
+        } else if instance.primary != node {
             return Err(Rejection::State(format!(
                 "node '{}' does not hold the disks of instance '{}'",
                 at.name, instance.name
@@ -136,10 +136,7 @@ impl State {
         let owner = NodeLife { node, life: at.life };
         self.last_run += 1;
         let run = RunId(self.last_run);
-        if let Some(instance) = self.instances.get_mut(&id) {
-            instance.owner = Some(owner);
-            instance.run = Some(run);
-        }
+        self.own_mirrors(id, owner, run);
         Ok(Applied::Run(run))
     }
 
@@ -150,6 +147,7 @@ impl State {
         want: Option<AdminState>,
         at: Timestamp,
     ) -> Result<Applied, Rejection> {
+        let n = self.incarnation.n;
         let Some(instance) = self.instances.get_mut(&id) else {
             return Err(unknown("Instance", id));
         };
@@ -158,6 +156,7 @@ impl State {
         }
         instance.owner = None;
         instance.run = None;
+        Self::disown_mirrors(instance, n);
         if let Some(want) = want
             && instance.want != want
         {

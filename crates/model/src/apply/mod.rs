@@ -1,6 +1,7 @@
 //! Applying proposals: pure, deterministic, all or nothing.
 
 mod cluster;
+mod disks;
 mod instances;
 mod jobs;
 mod nodes;
@@ -9,6 +10,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use self::disks::Primary;
 use crate::command::{Applied, Command, Proposal, Rejection};
 use crate::ids::Timestamp;
 use crate::state::State;
@@ -59,6 +61,27 @@ impl State {
             Command::Own { instance, node } => self.own(*instance, *node),
             Command::Disown { instance, run, want } => self.disown(*instance, *run, *want, at),
 
+            Command::Outdate { disk, by, epoch, ver, replicas } => {
+                self.outdate(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, replicas)
+            }
+            Command::InSync { disk, by, epoch, ver, replica, life } => {
+                self.in_sync(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, *replica, *life)
+            }
+            Command::Solo { disk, by, epoch, ver, replicas } => {
+                self.solo(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, replicas)
+            }
+            Command::Prepare { instance, migration, to } => self.prepare(*instance, *migration, *to),
+            Command::Handover { migration } => self.handover(*migration),
+            Command::Cancel { migration } => self.cancel(*migration),
+            Command::AddReplica { disk, ver, replica, node, slot } => {
+                self.add_replica(*disk, *ver, *replica, *node, *slot)
+            }
+            Command::RemoveReplica { disk, ver, replica } => self.remove_replica(*disk, *ver, *replica),
+            Command::Grow { disk, ver, size_mib } => self.grow(*disk, *ver, *size_mib),
+            Command::Force { instance, node, bases, asserted_off } => {
+                self.force(*instance, *node, bases, *asserted_off)
+            }
+
             Command::SubmitJob(job) => self.submit_job(job, at),
             Command::RecordJob { job, changes } => self.record_job(*job, changes, before, at),
             Command::CancelJob { job } => self.cancel_job(*job, at),
@@ -78,7 +101,15 @@ impl State {
         if proposal.incarnation != self.incarnation {
             return Err(Rejection::Incarnation { now: self.incarnation.n, then: proposal.incarnation.n });
         }
-        let needs_office = !matches!(command, Command::TakeOffice { .. } | Command::JoinNode { .. });
+        // A disk's primary proposes on its own, and with no master in office: its life, epoch and version speak for it.
+        let needs_office = !matches!(
+            command,
+            Command::TakeOffice { .. }
+                | Command::JoinNode { .. }
+                | Command::Outdate { .. }
+                | Command::InSync { .. }
+                | Command::Solo { .. }
+        );
         let now = self.office.map_or(0, |office| office.term);
         if needs_office && proposal.office != Some(now) {
             return Err(Rejection::Office { now, then: proposal.office.unwrap_or(0) });

@@ -171,6 +171,15 @@ impl State {
                 instance.name, node.name
             )));
         }
+        let disks = self.instances.values().flat_map(|instance| &instance.disks);
+        if let Some(disk) =
+            disks.clone().find(|disk| disk.mirror.as_ref().is_some_and(|it| it.replica_on(id).is_some()))
+        {
+            return Err(Rejection::Invalid(format!(
+                "A replica of disk {} is still on node {}, please remove or move it first",
+                disk.id, node.name
+            )));
+        }
         self.nodes.remove(&id);
         if self.address_owner == Some(id) {
             self.address_owner = None;
@@ -185,6 +194,7 @@ impl State {
         previous: Life,
         runs: &[RunId],
     ) -> Result<Applied, Rejection> {
+        let n = self.incarnation.n;
         let Some(node) = self.nodes.get_mut(&id) else {
             return Err(unknown("Node", id));
         };
@@ -206,6 +216,7 @@ impl State {
             let was_owner = instance.owner.is_some_and(|old| old.node == id);
             if was_owner && instance.run.is_some_and(|run| runs.contains(&run)) {
                 instance.owner = Some(owner);
+                Self::renew_mirrors(instance, n, owner);
             }
         }
         Ok(Applied::Life(owner.life))

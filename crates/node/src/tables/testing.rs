@@ -49,6 +49,7 @@ fn instance(number: u64, primary: u64, mib: i64, disk_mib: u64) -> Instance {
         want: AdminState::Down,
         owner: None,
         run: None,
+        migration: None,
         hypervisor: "kvm".into(),
         os: "busybox+default".into(),
         hvparams: Params::from([("kernel_path".into(), ParamValue::Text("/boot/vmlinuz-guest".into()))]),
@@ -62,6 +63,7 @@ fn instance(number: u64, primary: u64, mib: i64, disk_mib: u64) -> Instance {
                 size_mib: disk_mib,
                 access: DiskAccess::Rw,
                 ctime: MADE,
+                mirror: None,
             })
             .into_iter()
             .collect(),
