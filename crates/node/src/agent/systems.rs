@@ -10,6 +10,9 @@ use opcodes::{ErrorCode, Failure};
 
 use super::{Agent, storage_failed};
 
+/// What a guest sees of its disks and interfaces: virtio, in Ganeti's word.
+const FRONTEND: &str = "paravirtual";
+
 impl Agent {
     pub(super) async fn systems(&self) -> Result<Vec<SystemInfo>, Failure> {
         let found = images::discover(&self.config.os_search_path);
@@ -29,12 +32,22 @@ impl Agent {
     pub(super) async fn check_instance(&self, spec: &InstanceSpec, install: bool) -> Result<(), Failure> {
         self.hypervisor(&spec.hypervisor)?;
         if install {
-            images::find(&self.config.os_search_path, &spec.os).map_err(|error| {
+            let system = images::find(&self.config.os_search_path, &spec.os).map_err(|error| {
                 Failure::refused(
                     ErrorCode::WrongInput,
                     format!(
                         "OS '{}' not in supported OS list for node {}: {}",
                         spec.os,
+                        self.config.host_name,
+                        crate::chain(&error)
+                    ),
+                )
+            })?;
+            images::verify(&system, &environment_of(spec, Vec::new())).await.map_err(|error| {
+                Failure::refused(
+                    ErrorCode::WrongInput,
+                    format!(
+                        "OS Parameters validation failed on node {}: {}",
                         self.config.host_name,
                         crate::chain(&error)
                     ),
@@ -78,34 +91,11 @@ impl Agent {
                 uuid: disk.disk.id.to_string(),
                 name: disk.disk.name.clone(),
                 access: disk.disk.access,
-                frontend: "paravirtual".into(),
+                frontend: FRONTEND.into(),
                 backend: disk.template.name().into(),
             });
         }
-        let nics = spec.nics.iter().map(|nic| {
-            let param = |name: &str| nic.params.get(name).map(ToString::to_string).unwrap_or_default();
-            NicEnv {
-                mac: nic.mac.clone(),
-                ip: nic.ip.clone(),
-                mode: param("mode"),
-                link: param("link"),
-                vlan: Some(param("vlan")).filter(|vlan| !vlan.is_empty()),
-                frontend: "paravirtual".into(),
-                uuid: nic.uuid.clone(),
-                name: nic.name.clone(),
-            }
-        });
-        let environment = Environment {
-            instance: spec.name.clone(),
-            hypervisor: spec.hypervisor.clone(),
-            primary: spec.primary.clone(),
-            secondaries: spec.secondaries.clone(),
-            nics: nics.collect(),
-            disks,
-            osparams: spec.osparams.clone(),
-            debug_level: 0,
-            reinstall: false,
-        };
+        let environment = environment_of(spec, disks);
         let os = spec.os.replace('/', "_");
         let started = crate::member::now().seconds();
         let log = self.config.log_dir.join(format!("os/add-{os}-{}-{started}.log", spec.name));
@@ -116,5 +106,33 @@ impl Agent {
             template.deactivate(&at).await.map_err(storage_failed)?;
         }
         Ok(())
+    }
+}
+
+/// What the scripts of an operating system are told.
+fn environment_of(spec: &InstanceSpec, disks: Vec<DiskEnv>) -> Environment {
+    let nics = spec.nics.iter().map(|nic| {
+        let param = |name: &str| nic.params.get(name).map(ToString::to_string).unwrap_or_default();
+        NicEnv {
+            mac: nic.mac.clone(),
+            ip: nic.ip.clone(),
+            mode: param("mode"),
+            link: param("link"),
+            vlan: Some(param("vlan")).filter(|vlan| !vlan.is_empty()),
+            frontend: FRONTEND.into(),
+            uuid: nic.uuid.clone(),
+            name: nic.name.clone(),
+        }
+    });
+    Environment {
+        instance: spec.name.clone(),
+        hypervisor: spec.hypervisor.clone(),
+        primary: spec.primary.clone(),
+        secondaries: spec.secondaries.clone(),
+        nics: nics.collect(),
+        disks,
+        osparams: spec.osparams.clone(),
+        debug_level: 0,
+        reinstall: false,
     }
 }
