@@ -42,7 +42,9 @@ impl Guests {
             }
         }
         let systems = search_path().into_iter().find(|folder| folder.join(SYSTEM).is_dir()).ok_or_else(|| {
-            format!("the OS definition '{SYSTEM}' is not found; 'make guest' makes it, or set {SEARCH_PATH} to where it is")
+            format!(
+                "the OS definition '{SYSTEM}' is not found; 'make guest' makes it, or set {SEARCH_PATH} to where it is"
+            )
         })?;
         if !systems.join(SYSTEM).join("cardume-guest").is_file() {
             return Err(format!("{}/{SYSTEM} is not complete; 'make guest' completes it", systems.display()));

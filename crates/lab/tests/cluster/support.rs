@@ -1,0 +1,198 @@
+//! What the tests share.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lab::{Config, Guests, Lab, LabLock, Node, Output};
+
+/// All these tests use one directory, so that each clears away what an interrupted one left.
+const DIR: &str = "/var/tmp/cardume-cluster-test";
+
+/// How long anything may take that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An instance with a disk and a system of its own; node, options and name are to follow.
+pub const ADD: &str = "gnt-instance add -t file -s 1g -o busybox+default -B memory=128";
+
+/// A lab for one test; no other one runs meanwhile.
+pub struct Cluster {
+    // Dropped in this order: the lab is down before another test may begin.
+    lab: Lab,
+    _lock: LabLock,
+}
+
+impl Deref for Cluster {
+    type Target = Lab;
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+fn binary() -> PathBuf {
+    let beside = || std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("cardume");
+    let path = std::env::var_os("CARDUME_BIN").map_or_else(beside, PathBuf::from);
+    assert!(path.exists(), "{} is missing; build it first: cargo build -p cardume", path.display());
+    path
+}
+
+/// Nodes with daemons that are in no cluster yet.
+pub fn up(nodes: u8, witness: bool) -> Cluster {
+    let lock = lab::lock().unwrap_or_else(|error| panic!("the tests of a cluster can't run: {error}"));
+    let guests = Guests::find().unwrap_or_else(|missing| panic!("the tests of a cluster can't run: {missing}"));
+    let mut config = Config { dir: DIR.into(), nodes, witness, binary: binary(), ..Config::default() };
+    config.daemon.extend(guests.daemon_options());
+    let lab = Lab::up(config).expect("a lab");
+    for status in lab.status().unwrap().iter().filter(|status| status.name != "client") {
+        lab.wait_for_daemon(&status.name).expect("a daemon");
+    }
+    Cluster { lab, _lock: lock }
+}
+
+/// A cluster of that many nodes, with node01 as its master.
+pub fn formed(nodes: u8, witness: bool) -> Cluster {
+    let cluster = up(nodes, witness);
+    let parameters = Guests::find().unwrap().parameters();
+    cluster.form(&["--enabled-hypervisors=kvm,fake", "--master-netdev=br0", "-H", &parameters]).expect("a cluster");
+    cluster
+}
+
+impl Cluster {
+    pub fn at(&self, node: &str) -> Node {
+        self.node(node).unwrap()
+    }
+
+    /// Types a line on a node.
+    pub fn run(&self, node: &str, line: &str) -> Output {
+        self.at(node).exec(["sh", "-c", line]).unwrap()
+    }
+
+    /// Types a line that has to succeed, and returns what it writes.
+    #[track_caller]
+    pub fn ok(&self, node: &str, line: &str) -> String {
+        let output = self.run(node, line);
+        assert!(output.status.success(), "'{line}' on {node} failed:\n{}{}", output.stdout, output.stderr);
+        output.stdout
+    }
+
+    /// Types a line that has to fail with this exit code and these words.
+    #[track_caller]
+    pub fn refused(&self, node: &str, line: &str, code: i32, words: &[&str]) {
+        let output = self.run(node, line);
+        assert_eq!(output.code(), code, "'{line}' on {node}:\n{}{}", output.stdout, output.stderr);
+        for word in words {
+            assert!(output.stderr.contains(word), "'{line}' on {node} does not say '{word}':\n{}", output.stderr);
+        }
+    }
+
+    /// Columns of a table, a row each.
+    #[track_caller]
+    pub fn table(&self, on: &str, what: &str, columns: &str) -> Vec<Vec<String>> {
+        let line = format!("gnt-{what} list --no-headers --separator='|' -o {columns}");
+        self.ok(on, &line).lines().map(|line| line.split('|').map(str::to_owned).collect()).collect()
+    }
+
+    /// `status` of an instance; `None` when there is none of that name.
+    #[track_caller]
+    pub fn status_of(&self, on: &str, instance: &str) -> Option<String> {
+        let rows = self.table(on, "instance", "name,status");
+        rows.into_iter().find(|row| row[0] == instance).map(|mut row| row.remove(1))
+    }
+
+    /// Everything that an administrator has decided.
+    #[track_caller]
+    pub fn configuration(&self, on: &str) -> String {
+        let instances = "gnt-instance list -o name,uuid,pnode,os,disk_template,admin_state,be/maxmem,serial_no";
+        let nodes = "gnt-node list -o name,uuid,pip,role,vm_capable,pinst_list,serial_no";
+        ["gnt-cluster info", nodes, instances].map(|line| self.ok(on, line)).join("\n")
+    }
+
+    /// Waits until a node's daemon answers and knows a master.
+    pub fn wait_for_master(&self, on: &str) {
+        self.wait_for_status(on, "a master", PATIENCE, |status| status.has_master).unwrap();
+    }
+
+    pub fn master(&self, seen_by: &str) -> String {
+        self.wait_for_master(seen_by);
+        self.ok(seen_by, "gnt-cluster getmaster").trim().to_owned()
+    }
+
+    /// Nothing is half done: no job is unfinished; each instance has its disk, and no disk is without its instance; each
+    /// that is said to run has its one QEMU, and no QEMU is without its instance; `verify` finds nothing.
+    #[track_caller]
+    pub fn assert_whole(&self, on: &str) {
+        eventually("all jobs have ended", || {
+            self.table(on, "job", "id,status").iter().all(|job| ["success", "error", "canceled"].contains(&&*job[1]))
+        });
+        let instances = self.table(on, "instance", "name,pnode,status,disk_template");
+        for node in self.status().unwrap().into_iter().map(|status| status.name).filter(|name| name != "client") {
+            let node = node.as_str();
+            let here = |row: &&Vec<String>| row[1] == node;
+            let name = |row: &Vec<String>| row[0].clone();
+            let with_disks: BTreeSet<_> =
+                instances.iter().filter(here).filter(|row| row[3] == "file").map(name).collect();
+            assert_eq!(self.disks(node), with_disks, "disks on {node}, with {instances:?}");
+            let running: Vec<_> = instances.iter().filter(here).filter(|row| row[2] == "running").map(name).collect();
+            assert_eq!(self.guests(node), running, "processes of QEMU on {node}, with {instances:?}");
+        }
+        let verify = self.run(on, "gnt-cluster verify");
+        assert!(verify.status.success() && !verify.stdout.contains("WARNING"), "{}{}", verify.stdout, verify.stderr);
+    }
+
+    /// Names of the instances that have a file on a node.
+    fn disks(&self, node: &str) -> BTreeSet<String> {
+        let folders = fs::read_dir(self.at(node).disks_dir()).unwrap().map(|entry| entry.unwrap());
+        folders.map(|folder| folder.file_name().into_string().unwrap()).collect()
+    }
+
+    /// Names of the guests that QEMU runs on a node, one for each process.
+    pub fn guests(&self, node: &str) -> Vec<String> {
+        let script = "for p in /proc/[0-9]*; do tr '\\0' '\\n' <$p/cmdline; done 2>/dev/null";
+        let said = self.ok(node, script);
+        // A QEMU's argument; the shell's own command line has no line that begins so.
+        let mut names: Vec<String> = said
+            .lines()
+            .filter_map(|argument| argument.strip_prefix("guest=")?.split(',').next().map(str::to_owned))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// Waits for something that nothing announces.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Numbers that look random and are the same for the same seed (SplitMix64).
+pub struct Random(u64);
+
+impl Random {
+    /// From the seed in `CARDUME_TEST_SEED`, or a fixed one.
+    pub fn seeded() -> Random {
+        let seed = std::env::var("CARDUME_TEST_SEED").map_or(1, |seed| seed.parse().expect("a number as the seed"));
+        println!("CARDUME_TEST_SEED={seed}");
+        Random(seed)
+    }
+
+    /// From 0 to 1.
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A moment in each of `count` equal parts of `whole`.
+    pub fn moments(&mut self, count: u32, whole: Duration) -> Vec<Duration> {
+        (0..count).map(|part| whole.mul_f64((f64::from(part) + self.next()) / f64::from(count))).collect()
+    }
+}
