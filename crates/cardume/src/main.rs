@@ -36,6 +36,8 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     /// A whole cluster on this machine, in network namespaces: up, status, exec, kill, cut, heal, demo, down.
     Lab(lab::cli::LabArgs),
+    /// Measure: commands, jobs, change of master, what daemons cost; beside a named peer's figures.
+    Bench(lab::bench::BenchArgs),
     /// Make this machine a node of a cluster, with the token that 'gnt-node add' printed on the master.
     #[command(disable_help_flag = true)]
     Join {
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
     match Cardume::parse_from(args).command {
         Command::Daemon(args) => report(daemon::run(args)),
         Command::Lab(args) => report(lab::cli::run(args)),
+        Command::Bench(args) => report(lab::bench::run(args)),
         Command::Join { args } => cli::join(args),
         Command::Tool(words) => {
             let tool = words.first().and_then(|word| word.to_str()).and_then(cli::tool);
