@@ -147,11 +147,11 @@ pub trait Template: Send + Sync {
     async fn orphans(&self, folder: &Path, known: &[DiskSpec]) -> Result<Vec<PathBuf>>;
 }
 
-/// The template of a kind.
-pub fn template(kind: DiskTemplate) -> &'static dyn Template {
+/// The template of a kind; `None` where its disks are not this room's.
+pub fn template(kind: DiskTemplate) -> Option<&'static dyn Template> {
     match kind {
-        DiskTemplate::Diskless => &Diskless,
-        // The backing of a replica is a file; the mirror lies above it.
-        DiskTemplate::File | DiskTemplate::Drbd => &File,
+        DiskTemplate::Diskless => Some(&Diskless),
+        DiskTemplate::File => Some(&File),
+        DiskTemplate::Drbd => None,
     }
 }

@@ -80,7 +80,7 @@ impl Agent {
             _ => RebootBehavior::Reboot,
         };
         for disk in &spec.disks {
-            let (at, template) = self.disk(disk);
+            let (at, template) = self.disk(disk)?;
             let attachment = template.activate(&at).await.map_err(storage_failed)?;
             machine.disks.push(hypervisor::DiskSpec {
                 id: format!("disk{}", disk.index),

@@ -5,6 +5,7 @@ use std::path::Path;
 use jobs::agent::{Facts, LiveInstance, Problem, VerifyRequest};
 use network::{Netlink, bridge};
 use opcodes::Failure;
+use storage::Template as _;
 
 use super::{Agent, hypervisor_failed, run_number};
 
@@ -75,18 +76,15 @@ impl Agent {
             node("ENODENET", format!("tcp communication with node '{name}': {why}"), false);
         }
         if !request.file_storage_dir.is_empty() {
-            let known: Vec<_> = request.disks.iter().map(|disk| self.disk(disk).0).collect();
+            let known = request.disks.iter().map(|disk| Ok(self.disk(disk)?.0)).collect::<Result<Vec<_>, Failure>>()?;
             let folder = Path::new(&request.file_storage_dir);
-            for orphan in storage::template(model::DiskTemplate::File)
-                .orphans(folder, &known)
-                .await
-                .map_err(super::storage_failed)?
-            {
+            let orphans = storage::File.orphans(folder, &known).await.map_err(super::storage_failed)?;
+            for orphan in orphans {
                 node("ENODEORPHANLV", format!("volume {} is unknown", orphan.display()), true);
             }
         }
         for disk in &request.disks {
-            let (spec, template) = self.disk(disk);
+            let (spec, template) = self.disk(disk)?;
             let text = match template.check(&spec).await {
                 Ok(storage::Health::Good) => continue,
                 Ok(health) => health.to_string(),

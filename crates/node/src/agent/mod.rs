@@ -68,12 +68,12 @@ impl Agent {
             Call::Systems => self.systems().await.map(Reply::Systems),
             Call::CheckInstance { spec, install } => self.check_instance(&spec, install).await.map(|()| Reply::Done),
             Call::CreateDisk(disk) => {
-                let (spec, template) = self.disk(&disk);
+                let (spec, template) = self.disk(&disk)?;
                 template.create(&spec).await.map_err(storage_failed)?;
                 Ok(Reply::Done)
             }
             Call::RemoveDisk(disk) => {
-                let (spec, template) = self.disk(&disk);
+                let (spec, template) = self.disk(&disk)?;
                 template.remove(&spec).await.map_err(storage_failed)?;
                 Ok(Reply::Done)
             }
@@ -128,7 +128,7 @@ impl Agent {
             .ok_or_else(|| Failure::failed(format!("hypervisor '{name}' is not known to this node's version")))
     }
 
-    fn disk(&self, disk: &DiskRef) -> (DiskSpec, &'static dyn storage::Template) {
+    fn disk(&self, disk: &DiskRef) -> Result<(DiskSpec, &'static dyn storage::Template), Failure> {
         let spec = DiskSpec {
             instance: disk.instance.clone(),
             index: disk.index,
@@ -136,7 +136,10 @@ impl Agent {
             size_mib: disk.disk.size_mib,
             folder: disk.file_storage_dir.clone().into(),
         };
-        (spec, storage::template(disk.template))
+        let template = storage::template(disk.template).ok_or_else(|| {
+            Failure::failed(format!("{spec} can't be made: template '{}' is not available", disk.template))
+        })?;
+        Ok((spec, template))
     }
 }
 

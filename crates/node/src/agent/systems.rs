@@ -83,7 +83,7 @@ impl Agent {
         let system = images::find(&self.config.os_search_path, &spec.os).map_err(|error| failed(&error))?;
         let mut disks = Vec::new();
         for disk in &spec.disks {
-            let (at, template) = self.disk(disk);
+            let (at, template) = self.disk(disk)?;
             let attachment = template.activate(&at).await.map_err(storage_failed)?;
             disks.push(DiskEnv {
                 path: attachment.path,
@@ -102,7 +102,7 @@ impl Agent {
         let lock = self.config.run_dir.join(format!("os/{}.lock", spec.id));
         images::create(&system, &environment, &log, &lock).await.map_err(|error| failed(&error))?;
         for disk in &spec.disks {
-            let (at, template) = self.disk(disk);
+            let (at, template) = self.disk(disk)?;
             template.deactivate(&at).await.map_err(storage_failed)?;
         }
         Ok(())
