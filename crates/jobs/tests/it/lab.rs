@@ -1,0 +1,605 @@
+//! A cluster in memory: the log applies at once, nodes are [machines](Machine), time passes when nothing else happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jobs::agent::{Call, Reply};
+use jobs::{CallError, ProposeError, Runner, World};
+use model::{
+    Applied, Cluster, Command, DiskTemplate, Instance, Job, JobId, JobStatus, Life, NewJob, NewNode, NodeChange,
+    NodeId, Proposal, Provision, Rejection, State, Timestamp, Uuid,
+};
+use opcodes::{Failure, Opcode};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::machine::{Machine, words};
+
+/// What goes wrong with a call.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The node refuses, and does nothing.
+    Refused,
+    /// The node does it and then reports a failure all the same.
+    Failed,
+    /// The node does not get it.
+    Unreachable,
+    /// The node does it, but the answer is lost.
+    AnswerLost,
+    /// The node does not answer until the gate is opened.
+    Gate,
+}
+
+/// How the master is stopped at a point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stop {
+    /// It is gone.
+    Death,
+    /// It stays in office, but what it asked for has no known outcome.
+    Doubt,
+}
+
+struct Inner {
+    state: Arc<State>,
+    index: u64,
+    machines: BTreeMap<NodeId, Machine>,
+    /// Members of the log.
+    members: BTreeSet<NodeId>,
+    /// Microseconds.
+    clock: u64,
+    sleepers: Vec<(u64, oneshot::Sender<()>)>,
+    uuids: u128,
+    journal: Vec<String>,
+    faults: Vec<(String, usize, Fault)>,
+    /// Machines that use the next token that they can get.
+    joining: bool,
+    /// Points passed so far: a proposal or a call has two, before and after it takes effect.
+    points: usize,
+    stop: Option<(usize, Stop)>,
+    halted: bool,
+}
+
+/// What outlives a master.
+pub struct Lab {
+    inner: Mutex<Inner>,
+    states: watch::Sender<Arc<State>>,
+    idle: Notify,
+    gate: Notify,
+}
+
+/// What a point of the master's way says.
+enum Passage {
+    Free,
+    Doubt,
+}
+
+fn new_node(number: u64) -> NewNode {
+    NewNode {
+        name: format!("node{number:02}"),
+        uuid: Uuid::from_u128(0xa000 + u128::from(number)),
+        primary_ip: Ipv4Addr::new(10, 0, 0, 4 + number as u8),
+        secondary_ip: Ipv4Addr::new(10, 1, 0, 4 + number as u8),
+        group: None,
+        master_capable: number != 3,
+        vm_capable: number != 3,
+    }
+}
+
+fn new_cluster() -> Cluster {
+    Cluster {
+        name: "cluster01".into(),
+        uuid: Uuid::from_u128(0xc1),
+        ctime: Timestamp(0),
+        mtime: Timestamp(0),
+        serial_no: 0,
+        address: Ipv4Addr::new(10, 0, 0, 20),
+        netmask: 32,
+        netdev: "br0".into(),
+        mac_prefix: "aa:00:00".into(),
+        hypervisors: vec!["fake".into()],
+        hvparams: Default::default(),
+        beparams: Default::default(),
+        nicparams: Default::default(),
+        ndparams: Default::default(),
+        disk_templates: vec![DiskTemplate::File, DiskTemplate::Diskless],
+        file_storage_dir: "/srv/file-storage".into(),
+        candidate_pool_size: 10,
+        max_running_jobs: 20,
+        tags: Default::default(),
+        os: Default::default(),
+        drained: false,
+        ca_certificate: String::new(),
+        ca_key: String::new(),
+    }
+}
+
+impl Lab {
+    /// node01 and node02 are candidates, node03 a witness, node04 regular. Nobody is in office.
+    pub fn new() -> Arc<Self> {
+        let machines: BTreeMap<NodeId, Machine> = (1..=4).map(|id| (NodeId(id), Machine::new(NodeId(id)))).collect();
+        let inner = Inner {
+            state: Arc::default(),
+            index: 0,
+            members: machines.keys().copied().collect(),
+            machines,
+            clock: 1_000_000,
+            sleepers: Vec::new(),
+            uuids: 0,
+            journal: Vec::new(),
+            faults: Vec::new(),
+            joining: false,
+            points: 0,
+            stop: None,
+            halted: false,
+        };
+        let lab = Self {
+            inner: Mutex::new(inner),
+            states: watch::Sender::new(Arc::default()),
+            idle: Notify::new(),
+            gate: Notify::new(),
+        };
+        lab.apply(vec![Command::Init {
+            cluster: Box::new(new_cluster()),
+            incarnation: Uuid::from_u128(0x11),
+            group: Uuid::from_u128(0x9),
+            node: new_node(1),
+        }])
+        .unwrap();
+        for number in 2..=4 {
+            let token = Uuid::from_u128(0x7000);
+            let node = new_node(number);
+            let add = Command::AddToken { id: token, secret_sha256: String::new(), node, expires: Timestamp(u64::MAX) };
+            lab.apply(vec![add, Command::AddNode { token }, Command::DropToken { id: token }]).unwrap();
+        }
+        let change = NodeChange { master_candidate: Some(false), ..NodeChange::default() };
+        lab.apply(vec![Command::ModifyNode { node: NodeId(4), change }]).unwrap();
+        for number in 1..=4 {
+            lab.boot(NodeId(number));
+        }
+        Arc::new(lab)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// The newest state.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.inner().state)
+    }
+
+    /// Proposes in the name of whoever is in office.
+    pub fn apply(&self, commands: Vec<Command>) -> Result<Vec<Applied>, Rejection> {
+        let state = self.state();
+        let office = state.office.map_or(0, |office| office.term);
+        self.propose(office, commands)
+    }
+
+    fn propose(&self, office: u64, commands: Vec<Command>) -> Result<Vec<Applied>, Rejection> {
+        let mut inner = self.inner();
+        inner.clock += 1;
+        let proposal = Proposal {
+            incarnation: inner.state.incarnation,
+            office: Some(office),
+            at: Timestamp(inner.clock),
+            commands,
+        };
+        let mut next = State::clone(&inner.state);
+        let applied = next.apply(&proposal)?;
+        inner.state = Arc::new(next);
+        inner.index += 1;
+        self.states.send_replace(Arc::clone(&inner.state));
+        Ok(applied)
+    }
+
+    /// A node's kernel is booted: its guests are gone, its disks are not.
+    pub fn boot(&self, node: NodeId) {
+        let state = self.state();
+        if let Some(machine) = self.inner().machines.get_mut(&node) {
+            machine.ended.extend(machine.guests.keys().copied());
+            machine.guests.clear();
+        }
+        let previous = state.nodes[&node].life;
+        let boot = format!("boot{node}-{}", previous.0 + 1);
+        self.apply(vec![Command::JoinNode { node, boot, previous, runs: Vec::new() }]).unwrap();
+        assert_ne!(self.state().nodes[&node].life, Life(0));
+    }
+
+    /// Queues a job of these opcodes.
+    pub fn submit_job(&self, ops: &[Opcode], change: impl FnOnce(&mut NewJob)) -> JobId {
+        let ops = ops.iter().map(|op| (serde_json::to_value(op).unwrap(), op.summary())).collect();
+        let mut job = NewJob { ops, priority: 0, depends: Vec::new(), user: "root".into() };
+        change(&mut job);
+        match self.apply(vec![Command::SubmitJob(job)]).unwrap()[..] {
+            [Applied::Job(id)] => id,
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    /// Queues a job of one opcode.
+    pub fn submit(&self, op: Opcode) -> JobId {
+        self.submit_job(&[op], |_| ())
+    }
+
+    /// Runs a job to its end, alone, under a new master on node01. Its result, or its error.
+    pub fn run(self: &Arc<Self>, op: Opcode) -> Result<serde_json::Value, Failure> {
+        let id = self.submit(op);
+        self.take_office(1).settle();
+        self.outcome(id)
+    }
+
+    /// How a job ended.
+    pub fn outcome(&self, id: JobId) -> Result<serde_json::Value, Failure> {
+        let job = self.job(id);
+        let last = job.ops.iter().rfind(|op| op.result != "Preceding opcode failed").unwrap();
+        match job.status {
+            JobStatus::Success => Ok(last.result.clone()),
+            JobStatus::Error => Err(Failure::from_result(&last.result)),
+            status => panic!("job {id} has not ended: {status:?}"),
+        }
+    }
+
+    pub fn job(&self, id: JobId) -> Job {
+        self.state().jobs[&id].clone()
+    }
+
+    pub fn status(&self, id: JobId) -> JobStatus {
+        self.job(id).status
+    }
+
+    /// What a job's opcodes have told.
+    pub fn lines(&self, id: JobId) -> Vec<String> {
+        self.job(id).ops.iter().flat_map(|op| &op.log).map(|line| line.message.clone()).collect()
+    }
+
+    pub fn instance(&self, name: &str) -> Option<Instance> {
+        self.state().instance_by_name(name).cloned()
+    }
+
+    pub fn machine(&self, node: u64) -> Machine {
+        self.inner().machines[&NodeId(node)].clone()
+    }
+
+    pub fn change_machine(&self, node: u64, change: impl FnOnce(&mut Machine)) {
+        change(self.inner().machines.get_mut(&NodeId(node)).unwrap());
+    }
+
+    /// Changes the cluster's configuration where there is no command for it.
+    pub fn change_cluster(&self, change: impl FnOnce(&mut Cluster)) {
+        let mut inner = self.inner();
+        let mut next = State::clone(&inner.state);
+        change(next.cluster.as_mut().unwrap());
+        inner.state = Arc::new(next);
+        self.states.send_replace(Arc::clone(&inner.state));
+    }
+
+    /// What nodes have carried out so far, `node01 create_disk vm1/0`; the list begins anew.
+    pub fn take_journal(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner().journal)
+    }
+
+    /// The next `times` calls that begin with `prefix` go wrong.
+    pub fn fault(&self, prefix: &str, times: usize, fault: Fault) {
+        self.inner().faults.push((prefix.to_owned(), times, fault));
+    }
+
+    /// Answers what waits at a [`Fault::Gate`].
+    pub fn open_gate(&self) {
+        self.gate.notify_waiters();
+    }
+
+    /// A machine uses the join token as soon as there is one.
+    pub fn machine_joins(&self) {
+        self.inner().joining = true;
+    }
+
+    /// The master is stopped at that point, counted from now.
+    pub fn stop_at(&self, point: usize, stop: Stop) {
+        let mut inner = self.inner();
+        inner.points = 0;
+        inner.stop = Some((point, stop));
+    }
+
+    /// Points passed since the last [`Self::stop_at`].
+    pub fn points(&self) -> usize {
+        self.inner().points
+    }
+
+    /// A node takes office, in a new term, and runs jobs until it is dropped. It has started from a snapshot.
+    pub fn take_office(self: &Arc<Self>, node: u64) -> Office {
+        let term = self.state().office.map_or(0, |office| office.term) + 1;
+        self.apply(vec![Command::TakeOffice { node: NodeId(node), term }]).unwrap();
+        {
+            let mut inner = self.inner();
+            inner.halted = false;
+            let bytes = serde_json::to_vec(&*inner.state).unwrap();
+            let copy: Arc<State> = Arc::new(serde_json::from_slice(&bytes).unwrap());
+            assert_eq!(copy, inner.state);
+            inner.state = Arc::clone(&copy);
+            self.states.send_replace(copy);
+        }
+        let lab = Arc::clone(self);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .on_thread_park(move || lab.nothing_happens())
+            .build()
+            .unwrap();
+        let master = Arc::new(Master { lab: Arc::clone(self), term });
+        runtime.spawn(Runner::new(master).run());
+        Office { lab: Arc::clone(self), runtime }
+    }
+
+    /// Every task waits: somebody outside does something, or time passes, or it is the end.
+    fn nothing_happens(&self) {
+        let mut inner = self.inner();
+        if inner.halted {
+            return;
+        }
+        let token = inner.state.tokens.keys().next().copied();
+        if let (true, Some(token)) = (inner.joining, token) {
+            let office = inner.state.office.unwrap().term;
+            inner.joining = false;
+            drop(inner);
+            if let Ok(applied) = self.propose(office, vec![Command::AddNode { token }]) {
+                let [Applied::Node(id)] = applied[..] else { panic!("{applied:?}") };
+                self.inner().machines.insert(id, Machine::new(id));
+            }
+            return;
+        }
+        inner.sleepers.sort_by_key(|(until, _)| *until);
+        while !inner.sleepers.is_empty() {
+            let (until, sleeper) = inner.sleepers.remove(0);
+            if !sleeper.is_closed() {
+                inner.clock = inner.clock.max(until);
+                sleeper.send(()).unwrap();
+                return;
+            }
+        }
+        self.idle.notify_one();
+    }
+
+    /// What must hold whenever no job is under way.
+    pub fn check(self: &Arc<Self>) {
+        let state = self.state();
+        for job in state.jobs.values() {
+            assert!(job.status.is_final(), "job {} is still {:?}", job.id, job.status);
+        }
+        let inner = self.inner();
+        for instance in state.instances.values() {
+            assert_eq!(instance.provision, Provision::Ready, "half an instance: {}", instance.name);
+            let machine = &inner.machines[&instance.primary];
+            for (index, disk) in instance.disks.iter().enumerate() {
+                let stored = machine.disks.get(&(instance.name.clone(), index));
+                assert_eq!(stored.map(|stored| stored.id), Some(disk.id), "disk {index} of {}", instance.name);
+            }
+            let alive = |node: NodeId, life: Life| state.nodes.get(&node).is_some_and(|node| node.life == life);
+            if let Some(owner) = instance.owner.filter(|owner| alive(owner.node, owner.life)) {
+                let guest = instance.run.and_then(|run| inner.machines[&owner.node].guests.get(&run));
+                assert!(guest.is_some(), "{} is said to run, but does not", instance.name);
+            }
+        }
+        for machine in inner.machines.values() {
+            for (name, index) in machine.disks.keys() {
+                let known = state
+                    .instance_by_name(name)
+                    .is_some_and(|found| found.primary == machine.id && *index < found.disks.len());
+                assert!(known, "disk {index} of {name} belongs to nobody");
+            }
+            for (run, guest) in &machine.guests {
+                let owner = state.instances.get(&guest.id).filter(|instance| instance.run == Some(*run));
+                let owner = owner.and_then(|instance| instance.owner).map(|owner| owner.node);
+                assert_eq!(owner, Some(machine.id), "a guest of {} runs without an owner", guest.name);
+            }
+        }
+        assert!(state.tokens.is_empty() && state.joined.is_empty(), "a join token is left");
+        assert_eq!(inner.members, state.nodes.keys().copied().collect(), "members of the log");
+        drop(inner);
+
+        // All locks are free.
+        let names = state.nodes.values().map(|node| node.name.clone()).collect();
+        let probe = self.submit(Opcode::TestDelay(opcodes::op::TestDelay {
+            on_nodes: names,
+            on_master: true,
+            ..Default::default()
+        }));
+        self.take_office(1).settle();
+        assert_eq!(self.status(probe), JobStatus::Success);
+    }
+}
+
+/// A master. When it is dropped all its jobs stop where they are.
+pub struct Office {
+    lab: Arc<Lab>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Office {
+    /// Goes on until nothing happens any more, or the master is stopped. `false`: stopped.
+    pub fn settle(&self) -> bool {
+        self.runtime.block_on(self.lab.idle.notified());
+        !self.lab.inner().halted
+    }
+}
+
+struct Master {
+    lab: Arc<Lab>,
+    term: u64,
+}
+
+impl Master {
+    /// One of the points at which the master may be stopped.
+    async fn point(&self) -> Passage {
+        tokio::task::yield_now().await;
+        let halted = {
+            let mut inner = self.lab.inner();
+            inner.points += 1;
+            match inner.stop {
+                Some((at, Stop::Death)) if at == inner.points => {
+                    inner.halted = true;
+                    self.lab.idle.notify_one();
+                }
+                Some((at, Stop::Doubt)) if at == inner.points => return Passage::Doubt,
+                _ => {}
+            }
+            inner.halted
+        };
+        if halted {
+            std::future::pending::<()>().await;
+        }
+        Passage::Free
+    }
+
+    fn fault(&self, call: &str) -> Option<Fault> {
+        let mut inner = self.lab.inner();
+        let (_, times, fault) =
+            inner.faults.iter_mut().find(|(prefix, times, _)| *times > 0 && call.starts_with(prefix.as_str()))?;
+        *times -= 1;
+        Some(fault.clone())
+    }
+
+    fn carry_out(&self, node: NodeId, call: &Call) -> Result<Reply, CallError> {
+        let mut inner = self.lab.inner();
+        let state = Arc::clone(&inner.state);
+        let name = state.node_name(node);
+        let Some(machine) = inner.machines.get_mut(&node) else {
+            return Err(CallError::Unreachable("no route to host".into()));
+        };
+        if self.term < machine.term {
+            return Err(CallError::Deposed);
+        }
+        machine.term = self.term;
+        let outcome = machine.carry_out(call, &state);
+        inner.journal.push(format!("{name} {}", words(call)));
+        outcome.map_err(CallError::Failed)
+    }
+}
+
+#[async_trait]
+impl World for Master {
+    fn state(&self) -> Arc<State> {
+        self.lab.state()
+    }
+
+    async fn changed(&self, seen: &Arc<State>) -> Arc<State> {
+        let mut states = self.lab.states.subscribe();
+        states.wait_for(|state| !Arc::ptr_eq(state, seen)).await.unwrap().clone()
+    }
+
+    async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Applied>, ProposeError> {
+        if let Passage::Doubt = self.point().await {
+            return Err(ProposeError::Interrupted);
+        }
+        let outcome = self.lab.propose(self.term, commands);
+        if let Passage::Doubt = self.point().await {
+            return Err(ProposeError::Interrupted);
+        }
+        outcome.map_err(ProposeError::Rejected)
+    }
+
+    async fn call(&self, node: NodeId, call: Call, _job: JobId, _deadline: Duration) -> Result<Reply, CallError> {
+        let lost = || CallError::Unreachable("connection refused".into());
+        if let Passage::Doubt = self.point().await {
+            return Err(lost());
+        }
+        let answer = match self.fault(&words(&call)) {
+            None => self.carry_out(node, &call),
+            Some(Fault::Refused) => Err(CallError::Failed(Failure::failed("no such luck"))),
+            Some(Fault::Failed) => {
+                let _ = self.carry_out(node, &call);
+                Err(CallError::Failed(Failure::failed("no such luck")))
+            }
+            Some(Fault::Unreachable) => Err(lost()),
+            Some(Fault::AnswerLost) => {
+                let _ = self.carry_out(node, &call);
+                Err(lost())
+            }
+            Some(Fault::Gate) => {
+                self.lab.gate.notified().await;
+                self.carry_out(node, &call)
+            }
+        };
+        if let Passage::Doubt = self.point().await {
+            return Err(lost());
+        }
+        answer
+    }
+
+    async fn enrol(&self, node: NodeId) -> Result<(), String> {
+        self.point().await;
+        if self.fault("enrol").is_some() {
+            return Err("it has no room".into());
+        }
+        self.lab.inner().members.insert(node);
+        self.point().await;
+        Ok(())
+    }
+
+    async fn expel(&self, node: NodeId, _address: Ipv4Addr) -> Result<Option<String>, String> {
+        self.point().await;
+        if let Some(fault) = self.fault("expel") {
+            return match fault {
+                Fault::Refused => Err("it is still a member after 20 s".into()),
+                _ => {
+                    self.lab.inner().members.remove(&node);
+                    Ok(Some("connection refused".into()))
+                }
+            };
+        }
+        let told = {
+            let mut inner = self.lab.inner();
+            inner.members.remove(&node);
+            inner.machines.get_mut(&node).map(|machine| std::mem::replace(&mut machine.left, true))
+        };
+        self.point().await;
+        Ok(match told {
+            Some(false) => None,
+            // who has left does not answer any more
+            _ => Some("connection refused".into()),
+        })
+    }
+
+    async fn resolve(&self, name: &str) -> Result<Ipv4Addr, String> {
+        match name.trim_start_matches(|c: char| c.is_ascii_alphabetic()).parse::<u8>() {
+            Ok(number) => Ok(Ipv4Addr::new(10, 0, 0, 100 + number)),
+            Err(_) => Err("Name or service not known".into()),
+        }
+    }
+
+    fn applied_index(&self) -> u64 {
+        self.lab.inner().index
+    }
+
+    fn check_certificates(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn answers(&self, _address: Ipv4Addr, _port: u16) -> bool {
+        false
+    }
+
+    fn new_token(&self) -> Result<(String, String), String> {
+        Ok(("word".into(), "digest".into()))
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.lab.inner().clock)
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut inner = self.lab.inner();
+            let until = inner.clock + duration.as_micros() as u64;
+            inner.sleepers.push((until, sender));
+        }
+        let _ = receiver.await;
+    }
+
+    fn new_uuid(&self) -> Uuid {
+        let mut inner = self.lab.inner();
+        inner.uuids += 1;
+        // the first bytes differ too: hardware addresses are made of them
+        Uuid::from_u128((inner.uuids << 104) | inner.uuids)
+    }
+}

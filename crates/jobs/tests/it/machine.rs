@@ -1,0 +1,180 @@
+//! A node, as far as its agent shows: disks and guests. It does what its calls promise, and refuses what must never be asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jobs::agent::{Call, DiskRef, Facts, LiveInstance, Problem, Reply, Stopped};
+use model::{DiskId, InstanceId, NodeId, RunId, State};
+use opcodes::Failure;
+
+/// A disk that was made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredDisk {
+    pub id: DiskId,
+    pub installed: bool,
+}
+
+/// A guest that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guest {
+    pub id: InstanceId,
+    pub name: String,
+    pub paused: bool,
+    /// How often it was restarted in its process.
+    pub resets: u32,
+}
+
+/// A node.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub id: NodeId,
+    /// By instance and index, as in a path.
+    pub disks: BTreeMap<(String, usize), StoredDisk>,
+    pub guests: BTreeMap<RunId, Guest>,
+    /// Runs that have ended.
+    pub ended: BTreeSet<RunId>,
+    pub memory_free_mib: u64,
+    pub disk_free_mib: u64,
+    /// Guests don't shut down by themselves.
+    pub stubborn: bool,
+    /// What a verification finds.
+    pub problems: Vec<Problem>,
+    /// Highest term of a master heard of.
+    pub term: u64,
+    /// It was told to leave.
+    pub left: bool,
+}
+
+impl Machine {
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            disks: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            memory_free_mib: 4096,
+            disk_free_mib: 100_000,
+            stubborn: false,
+            problems: Vec::new(),
+            term: 0,
+            left: false,
+        }
+    }
+
+    fn has_disks(&self, disks: &[DiskRef]) -> Result<(), Failure> {
+        let missing = |disk: &&DiskRef| {
+            self.disks.get(&(disk.instance.clone(), disk.index)).is_none_or(|stored| stored.id != disk.disk.id)
+        };
+        match disks.iter().find(missing) {
+            Some(disk) => Err(Failure::failed(format!("disk {} of '{}' does not exist", disk.index, disk.instance))),
+            None => Ok(()),
+        }
+    }
+
+    fn runs(&self, instance: &str) -> bool {
+        self.guests.values().any(|guest| guest.name == instance)
+    }
+
+    /// Does what the master asks. `state` is what is committed: nothing may be done without the right to it.
+    pub fn carry_out(&mut self, call: &Call, state: &State) -> Result<Reply, Failure> {
+        match call {
+            Call::Ping | Call::CaughtUp { .. } | Call::Delay { .. } => {}
+            Call::Facts { .. } => return Ok(Reply::Facts(Box::new(self.facts()))),
+            Call::Verify(_) => return Ok(Reply::Problems(self.problems.clone())),
+            Call::Systems => return Ok(Reply::Systems(Vec::new())),
+            Call::CheckInstance { spec, .. } => {
+                if !spec.os.is_empty() && !spec.os.starts_with("busybox") {
+                    return Err(Failure::failed(format!("OS '{}' not in supported OS list", spec.os)));
+                }
+            }
+            Call::CreateDisk(disk) => {
+                let place = (disk.instance.clone(), disk.index);
+                let new = StoredDisk { id: disk.disk.id, installed: false };
+                let stored = self.disks.entry(place).or_insert(new);
+                if stored.id != disk.disk.id {
+                    return Err(Failure::failed(format!("disk {} of '{}' exists already", disk.index, disk.instance)));
+                }
+            }
+            Call::RemoveDisk(disk) => {
+                assert!(!self.runs(&disk.instance), "a disk is removed under a running guest");
+                let place = (disk.instance.clone(), disk.index);
+                if self.disks.get(&place).is_some_and(|stored| stored.id == disk.disk.id) {
+                    self.disks.remove(&place);
+                }
+            }
+            Call::InstallSystem(spec) => {
+                assert!(!self.runs(&spec.name), "a system is installed under a running guest");
+                self.has_disks(&spec.disks)?;
+                if let Some(disk) = self.disks.get_mut(&(spec.name.clone(), 0)) {
+                    disk.installed = true;
+                }
+            }
+            Call::Start { spec, run, paused } => {
+                let instance = &state.instances[&spec.id];
+                assert_eq!(instance.run, Some(*run), "a guest is started in another run than the committed one");
+                assert_eq!(
+                    instance.owner.map(|owner| owner.node),
+                    Some(self.id),
+                    "a guest is started without the right"
+                );
+                assert!(!self.ended.contains(run), "a run that has ended is started again");
+                self.has_disks(&spec.disks)?;
+                assert!(self.guests.contains_key(run) || !self.runs(&spec.name), "a second guest of one instance");
+                let guest = Guest { id: spec.id, name: spec.name.clone(), paused: *paused, resets: 0 };
+                self.guests.entry(*run).or_insert(guest);
+            }
+            Call::Stop { run, timeout, .. } => {
+                let ran = self.guests.remove(run).is_some();
+                self.ended.insert(*run);
+                return Ok(Reply::Stopped(match ran {
+                    false => Stopped::NotRunning,
+                    true if *timeout == 0 || self.stubborn => Stopped::Forced,
+                    true => Stopped::Clean,
+                }));
+            }
+            Call::Reset { run, instance, .. } => match self.guests.get_mut(run) {
+                Some(guest) => guest.resets += 1,
+                None => return Err(Failure::failed(format!("instance '{instance}' is not running"))),
+            },
+            Call::Leave => self.left = true,
+            other => panic!("no operation asks for {other:?}"),
+        }
+        Ok(Reply::Done)
+    }
+
+    fn facts(&self) -> Facts {
+        let live = |(run, guest): (&RunId, &Guest)| LiveInstance {
+            instance: guest.name.clone(),
+            run: *run,
+            memory_mib: 128,
+            vcpus: 1,
+            state: if guest.paused { "paused".into() } else { "running".into() },
+        };
+        Facts {
+            memory_free_mib: self.memory_free_mib,
+            disk_free_mib: self.disk_free_mib,
+            instances: self.guests.iter().map(live).collect(),
+            ..Facts::default()
+        }
+    }
+}
+
+/// The kind of a call and what it is about, for scripts and journals: `create_disk vm1/0`.
+pub fn words(call: &Call) -> String {
+    match call {
+        Call::Ping => "ping".into(),
+        Call::Facts { .. } => "facts".into(),
+        Call::Verify(_) => "verify".into(),
+        Call::Systems => "systems".into(),
+        Call::CheckInstance { spec, .. } => format!("check {}", spec.name),
+        Call::CreateDisk(disk) => format!("create_disk {}/{}", disk.instance, disk.index),
+        Call::RemoveDisk(disk) => format!("remove_disk {}/{}", disk.instance, disk.index),
+        Call::InstallSystem(spec) => format!("install {}", spec.name),
+        Call::Start { spec, run, .. } => format!("start {} {run}", spec.name),
+        Call::Stop { instance, run, .. } => format!("stop {instance} {run}"),
+        Call::Reset { instance, run, .. } => format!("reset {instance} {run}"),
+        Call::CaughtUp { .. } => "caught_up".into(),
+        Call::Delay { millis } => format!("delay {millis}"),
+        Call::Leave => "leave".into(),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,9 @@
+//! Operations on a cluster of which only the log and the nodes are made up: what they do, in which order, and what is left
+//! when they fail, or when the master is lost in any moment.
+
+mod failures;
+mod interruption;
+mod lab;
+mod machine;
+mod operations;
+mod queue;
