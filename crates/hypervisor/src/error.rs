@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::migration::MigrationPhase;
 use crate::qemu::QmpError;
+use crate::state::LiveState;
 
 /// The result of an operation on a hypervisor.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -64,6 +66,43 @@ pub enum Error {
         /// What went wrong.
         #[source]
         source: Box<QmpError>,
+    },
+    /// A migration did not come to its end.
+    ///
+    /// A source's guest goes on with what it did, unless its run has ended; one that was to receive is over, or waits
+    /// in vain and is to be destroyed. [`list`](crate::Hypervisor::list) tells.
+    #[error("migration of instance {instance} failed (run {run}, phase {phase}): {reason}")]
+    Migration {
+        /// The instance's name.
+        instance: String,
+        /// The run on this node.
+        run: String,
+        /// How far it was.
+        phase: MigrationPhase,
+        /// The hypervisor's own words, or what was waited for in vain.
+        reason: String,
+    },
+    /// A migration was cancelled by [`migrate_cancel`](crate::Hypervisor::migrate_cancel); the guest goes on.
+    #[error("migration of instance {instance} was cancelled (run {run}, phase {phase})")]
+    Cancelled {
+        /// The instance's name.
+        instance: String,
+        /// The run on this node.
+        run: String,
+        /// How far it was.
+        phase: MigrationPhase,
+    },
+    /// The run is in a state in which this can't be done.
+    #[error("can't {what} instance {instance}: its run {run} is in state {state}")]
+    WrongState {
+        /// What was to be done.
+        what: &'static str,
+        /// The instance's name.
+        instance: String,
+        /// The run.
+        run: String,
+        /// Its state.
+        state: LiveState,
     },
     /// The instance has no serial console.
     #[error("instance {instance} has no serial console (hypervisor parameter serial_console)")]

@@ -178,6 +178,15 @@ impl MachineSpec {
         self.problem().map_or(Ok(()), |problem| Err(Error::BadSpec { instance: self.instance.clone(), problem }))
     }
 
+    /// Refuses what can't be the destination of a migration, whoever runs it.
+    pub(crate) fn check_incoming(&self) -> Result<()> {
+        if self.machine.is_none() {
+            let problem = "the destination of a migration must be told the source's machine type".into();
+            return Err(Error::BadSpec { instance: self.instance.clone(), problem });
+        }
+        self.check()
+    }
+
     fn problem(&self) -> Option<String> {
         if !is_name(&self.instance) {
             return Some(format!("{:?} is not a name", self.instance));

@@ -43,6 +43,15 @@ pub enum LiveState {
     Shutdown,
     /// The guest panicked, or the emulation failed.
     Crashed,
+    /// Its memory is being sent to another node. The guest goes on with what it did, but for the last moment before
+    /// it is all there.
+    Migrating,
+    /// Its memory was sent to another node, all of it, and its disks are let go. It never runs again by itself:
+    /// [`destroy`](crate::Hypervisor::destroy) it, or, if the copy will never run, let it go on by
+    /// [`resume`](crate::Hypervisor::resume).
+    PostMigrate,
+    /// A migration's destination, whose memory isn't all here. It can't be resumed.
+    Incoming,
 }
 
 impl fmt::Display for LiveState {
@@ -53,6 +62,9 @@ impl fmt::Display for LiveState {
             LiveState::IoError => "io-error",
             LiveState::Shutdown => "shutdown",
             LiveState::Crashed => "crashed",
+            LiveState::Migrating => "migrating",
+            LiveState::PostMigrate => "post-migrate",
+            LiveState::Incoming => "incoming",
         })
     }
 }
@@ -81,7 +93,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The machine exists; it is paused.
+    /// The machine exists; it is paused, or waits for a migration.
     Started,
     /// The guest runs (again).
     Resumed,
@@ -99,6 +111,10 @@ pub enum EventKind {
         /// The reason that the hypervisor gave.
         reason: String,
     },
+    /// The source's side of a migration is complete: the run is in [`LiveState::PostMigrate`].
+    MigratedOut,
+    /// The destination's side of a migration is complete: all memory is here, and the run can be resumed.
+    MigratedIn,
     /// The run is over and nothing of it is left.
     Stopped(StopReason),
 }

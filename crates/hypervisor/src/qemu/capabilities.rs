@@ -1,11 +1,14 @@
 //! What the installed QEMU is: asked once, of a QEMU without a machine.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::net::UnixStream;
 use tokio::process::Command;
 
 use super::qmp::{Qmp, QmpError};
@@ -47,20 +50,18 @@ struct Machine {
 
 /// Asks the program.
 pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
+    let (ours, its) = socket_pair().map_err(Error::io("make a socket pair"))?;
     let spawned = Command::new(binary)
         .args(["-machine", "none", "-accel", "tcg", "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-S", "-qmp", "stdio"])
         .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        .stdin(its.0)
+        .stdout(its.1)
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn();
     let mut child = spawned.map_err(|source| spawn_error(binary, source))?;
-    let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(Error::io("talk to QEMU")(std::io::ErrorKind::BrokenPipe.into()));
-    };
-    let (qmp, conversation) = Qmp::open(tokio::io::join(stdout, stdin), "(none)", |_| {});
+    let (qmp, conversation) = Qmp::open(ours, "(none)", |_| {});
     let told = async {
         let version = qmp.execute("query-version", Value::Null, PATIENCE).await?;
         let machines = qmp.execute("query-machines", Value::Null, PATIENCE).await?;
@@ -83,6 +84,13 @@ pub(super) async fn ask(binary: &Path) -> Result<Capabilities> {
         },
         source: Box::new(source),
     })
+}
+
+/// A connection: our end, and the other one as a program's standard input and output.
+fn socket_pair() -> io::Result<(UnixStream, (OwnedFd, OwnedFd))> {
+    let (ours, its) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, (its.try_clone()?.into(), its.into())))
 }
 
 fn understand(version: Value, machines: Value) -> serde_json::Result<Capabilities> {

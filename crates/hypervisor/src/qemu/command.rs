@@ -34,6 +34,15 @@ pub(super) struct Surroundings {
     pub taps: Vec<RawFd>,
 }
 
+/// How the guest begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// From its firmware or kernel.
+    Boot,
+    /// With the memory of a guest on another node.
+    Incoming,
+}
+
 /// What is behind a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Backing {
@@ -46,9 +55,12 @@ pub(super) enum Backing {
 }
 
 /// The arguments that make the machine, paused.
-pub(super) fn arguments(spec: &MachineSpec, around: &Surroundings) -> Vec<String> {
+pub(super) fn arguments(spec: &MachineSpec, begin: Begin, around: &Surroundings) -> Vec<String> {
     let mut line = Line(Vec::new());
     line.flag("-S");
+    if begin == Begin::Incoming {
+        line.option("-incoming", "defer");
+    }
     line.flag("-nodefaults");
     line.flag("-no-user-config");
     line.option("-display", "none");
@@ -213,7 +225,7 @@ mod tests {
     }
 
     fn lines(spec: &MachineSpec, around: &Surroundings) -> String {
-        let text = arguments(spec, around).join(" ");
+        let text = arguments(spec, Begin::Boot, around).join(" ");
         text.replace(" -", "\n-")
     }
 
@@ -319,5 +331,8 @@ mod tests {
         }
         assert!(text.ends_with("-device virtio-rng-pci"));
         assert!(!text.contains("serial") && !text.contains("-kernel"));
+        // A migration's destination is the same machine, however it begins.
+        let incoming = arguments(&spec, Begin::Incoming, &around).join(" ").replace(" -", "\n-");
+        assert_eq!(incoming, text.replace("-S\n", "-S\n-incoming defer\n"));
     }
 }

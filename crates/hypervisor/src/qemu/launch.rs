@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use super::QemuConfig;
 use super::capabilities::{Capabilities, spawn_error};
-use super::command::{Backing, Surroundings, arguments};
+use super::command::{Backing, Begin, Surroundings, arguments};
 use super::rundir::{QMP, QMP2, Record, RunDir, SERIAL};
 use super::spawn::{Identity, spawn};
 use crate::accel::{Accelerator, AcceleratorKind};
@@ -22,6 +22,8 @@ use crate::process::ProcessId;
 
 /// Lines of QEMU's log that an error carries.
 const LOG_LINES: usize = 10;
+/// The length in bytes from which a log is put aside before the next start.
+const LONG_LOG: u64 = 1024 * 1024;
 
 /// A QEMU that was started: it may be gone already.
 pub(super) struct Launched {
@@ -32,15 +34,22 @@ pub(super) struct Launched {
     pub log: StartLog,
 }
 
-/// QEMU's log of one start.
-#[derive(Debug)]
+/// QEMU's log since some moment.
+#[derive(Debug, Clone)]
 pub(super) struct StartLog {
     path: PathBuf,
     from: u64,
 }
 
 impl StartLog {
-    /// What QEMU said since the start, its last lines.
+    /// What QEMU says from now on.
+    pub fn from_now(config: &QemuConfig, instance: &str) -> StartLog {
+        let path = log(config, instance);
+        let from = path.metadata().map_or(0, |metadata| metadata.len());
+        StartLog { path, from }
+    }
+
+    /// What QEMU said since then, its last lines.
     pub fn last_lines(&self) -> String {
         let text = tail(&self.path, self.from, 16 * 1024).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -53,6 +62,7 @@ impl StartLog {
 pub(super) fn launch(
     config: &QemuConfig,
     spec: &MachineSpec,
+    begin: Begin,
     dir: &RunDir,
     capabilities: &Capabilities,
     accelerator: &Accelerator,
@@ -66,7 +76,9 @@ pub(super) fn launch(
     let qmp = hold(dir.listen(QMP)?.into());
     let qmp2 = hold(dir.listen(QMP2)?.into());
     let serial = if spec.serial {
-        let log = append(&console_log(config, &spec.instance))?;
+        let path = console_log(config, &spec.instance);
+        rotate(&path)?;
+        let log = append(&path)?;
         Some((hold(dir.listen(SERIAL)?.into()), hold(log.into())))
     } else {
         None
@@ -90,7 +102,7 @@ pub(super) fn launch(
         disks,
         taps,
     };
-    let arguments = arguments(spec, &around);
+    let arguments = arguments(spec, begin, &around);
     let record = Record {
         instance: spec.instance.clone(),
         run: spec.run.clone(),
@@ -102,17 +114,23 @@ pub(super) fn launch(
         arguments,
     };
     dir.write_record(&record)?;
-    let path = config.log_dir.join(format!("{}.log", spec.instance));
-    let log = append(&path)?;
-    let from = log.metadata().map_err(Error::io(format!("read {}", path.display())))?.len();
+    let path = log(config, &spec.instance);
+    rotate(&path)?;
+    let output = append(&path)?;
+    let log = StartLog::from_now(config, &spec.instance);
     let identity = identity(config, accelerator.kind)?;
-    let pid = spawn(&config.binary, &record.arguments, log, inherit, identity)
+    let pid = spawn(&config.binary, &record.arguments, output, inherit, identity)
         .map_err(|source| spawn_error(&config.binary, source))?;
     let process = ProcessId::of(pid).ok();
     if let Some(process) = &process {
         dir.write_process(process)?;
     }
-    Ok(Launched { pid, process, record, log: StartLog { path, from } })
+    Ok(Launched { pid, process, record, log })
+}
+
+/// Where QEMU's own words about an instance are kept.
+fn log(config: &QemuConfig, instance: &str) -> PathBuf {
+    config.log_dir.join(format!("{instance}.log"))
 }
 
 /// Where an instance's console output is kept.
@@ -136,6 +154,16 @@ pub(super) fn tail(path: &Path, from: u64, limit: u64) -> io::Result<Vec<u8>> {
 /// Makes a directory of the driver's, if it isn't there.
 pub(super) fn make_dir(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(Error::io(format!("create {}", path.display())))
+}
+
+/// Puts a log aside that has become long, in place of the one before.
+fn rotate(path: &Path) -> Result<()> {
+    if path.metadata().is_ok_and(|metadata| metadata.len() > LONG_LOG) {
+        let mut old = path.as_os_str().to_owned();
+        old.push(".1");
+        std::fs::rename(path, &old).map_err(Error::io(format!("rename {}", path.display())))?;
+    }
+    Ok(())
 }
 
 fn append(path: &Path) -> Result<File> {
@@ -179,6 +207,22 @@ fn identity(config: &QemuConfig, accelerator: AcceleratorKind) -> Result<Identit
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_log_is_put_aside_and_one_old_one_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("vm1.log"), dir.path().join("vm1.log.1"));
+        rotate(&path).unwrap();
+        std::fs::write(&path, "short").unwrap();
+        rotate(&path).unwrap();
+        assert!(path.exists() && !old.exists());
+        for byte in [b'a', b'b'] {
+            std::fs::write(&path, vec![byte; LONG_LOG as usize + 1]).unwrap();
+            rotate(&path).unwrap();
+            assert!(!path.exists());
+            assert_eq!(std::fs::read(&old).unwrap()[0], byte);
+        }
+    }
 
     #[test]
     fn the_log_of_a_start_is_what_was_written_since() {

@@ -3,36 +3,38 @@
 mod capabilities;
 mod command;
 mod launch;
+mod life;
+mod migrate;
 mod qmp;
 mod run;
 mod rundir;
 mod spawn;
+mod status;
 mod table;
 
 use std::error::Error as _;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde_json::Value;
-use tokio::net::UnixStream;
-use tokio::sync::{OnceCell, broadcast, oneshot};
+use tokio::sync::{OnceCell, broadcast, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::capabilities::Capabilities;
-use self::launch::{Launched, launch};
-use self::qmp::Qmp;
+use self::command::Begin;
+use self::life::Found;
 use self::run::Run;
 use self::rundir::RunDir;
 use self::table::{Claim, Table};
-use crate::accel::{self, Accelerator};
-use crate::console::{BACKLOG, ConsoleStream};
+use crate::accel::Accelerator;
+use crate::console::ConsoleStream;
 use crate::error::{Error, Result};
 use crate::machine::MachineSpec;
-use crate::process::Pidfd;
-use crate::state::{Adopted, Event, EventKind, Gone, NodeInfo, Running, Shutdown};
+use crate::migration::{MigrateOptions, Migrated, MigrationProgress};
+use crate::state::{Adopted, Event, LiveState, NodeInfo, Running, Shutdown};
 use crate::{Hypervisor, host};
 
 pub use self::qmp::QmpError;
@@ -116,6 +118,43 @@ impl Qemu {
         self.run(run)?.execute(command, COMMAND_PATIENCE).await?;
         Ok(())
     }
+
+    /// Does something to its end, also if nobody waits for it any more.
+    async fn detached<T: Send + 'static>(
+        &self,
+        instance: String,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (done, outcome) = oneshot::channel();
+        self.inner.spawn(async move {
+            let _ = done.send(work.await);
+        });
+        outcome.await.unwrap_or(Err(Error::Interrupted { instance }))
+    }
+
+    async fn create(&self, spec: &MachineSpec, begin: Begin) -> Result<Running> {
+        spec.check()?;
+        match self.inner.table.claim(&spec.instance, &spec.run).await {
+            Claim::Present(run) => return Ok(run.running()),
+            Claim::Instance { run } => {
+                return Err(Error::AlreadyRunning { instance: spec.instance.clone(), run });
+            }
+            Claim::Granted => {}
+        }
+        let inner = Arc::clone(&self.inner);
+        let spec = spec.clone();
+        let (instance, run) = (spec.instance.clone(), spec.run.clone());
+        let work = async move {
+            match inner.bring_up(spec, begin).await {
+                Ok(run) => Ok(inner.take_in(run).running()),
+                Err(error) => {
+                    inner.table.remove(&run);
+                    Err(error)
+                }
+            }
+        };
+        self.detached(instance, work).await
+    }
 }
 
 #[async_trait]
@@ -125,38 +164,26 @@ impl Hypervisor for Qemu {
     }
 
     async fn start(&self, spec: &MachineSpec) -> Result<Running> {
-        spec.check()?;
-        match self.inner.table.claim(&spec.instance, &spec.run).await {
-            Claim::Present(run) => return Ok(run.running()),
-            Claim::Instance { run } => {
-                return Err(Error::AlreadyRunning { instance: spec.instance.clone(), run });
-            }
-            Claim::Granted => {}
-        }
-        // A task of its own: it ends in a run or in nothing also if nobody waits for it any more.
-        let (done, outcome) = oneshot::channel();
-        let inner = Arc::clone(&self.inner);
-        let spec = spec.clone();
-        let (instance, run) = (spec.instance.clone(), spec.run.clone());
-        self.inner.spawn(async move {
-            let result = match inner.bring_up(spec).await {
-                Ok(run) => Ok(inner.take_in(run).running()),
-                Err(error) => {
-                    inner.table.remove(&run);
-                    Err(error)
-                }
-            };
-            let _ = done.send(result);
-        });
-        outcome.await.unwrap_or(Err(Error::Interrupted { instance }))
+        self.create(spec, Begin::Boot).await
     }
 
     async fn resume(&self, run: &str) -> Result<()> {
-        self.command(run, "cont").await
+        let run = self.run(run)?;
+        // Told to go on while its memory is under way, QEMU would do so by itself when that is here.
+        if run.execute("query-status", COMMAND_PATIENCE).await?["status"] == "inmigrate" {
+            return Err(run.wrong_state("resume"));
+        }
+        run.execute("cont", COMMAND_PATIENCE).await?;
+        Ok(())
     }
 
     async fn pause(&self, run: &str) -> Result<()> {
-        self.command(run, "stop").await
+        let run = self.run(run)?;
+        if run.running().state == LiveState::Migrating {
+            return Err(run.wrong_state("pause"));
+        }
+        run.execute("stop", COMMAND_PATIENCE).await?;
+        Ok(())
     }
 
     async fn shutdown(&self, run: &str, timeout: Duration) -> Result<Shutdown> {
@@ -204,6 +231,37 @@ impl Hypervisor for Qemu {
             pid: run.process.pid,
             seconds: KILL_PATIENCE.as_secs(),
         })
+    }
+
+    async fn start_incoming(&self, spec: &MachineSpec) -> Result<Running> {
+        spec.check_incoming()?;
+        self.create(spec, Begin::Incoming).await
+    }
+
+    async fn accept(&self, run: &str, stream: OwnedFd, timeout: Duration) -> Result<()> {
+        self.run(run)?.accept(stream, timeout).await
+    }
+
+    async fn migrate_out(
+        &self,
+        run: &str,
+        stream: OwnedFd,
+        options: &MigrateOptions,
+        progress: watch::Sender<MigrationProgress>,
+    ) -> Result<Migrated> {
+        let run = self.run(run)?;
+        let options = options.clone();
+        let instance = run.record.instance.clone();
+        // Its timeout holds also for who no longer waits.
+        self.detached(instance, async move { run.migrate_out(stream, &options, &progress).await }).await
+    }
+
+    async fn migrate_cancel(&self, run: &str) -> Result<()> {
+        self.run(run)?.migrate_cancel().await
+    }
+
+    async fn announce(&self, run: &str) -> Result<()> {
+        self.run(run)?.announce_self().await
     }
 
     async fn list(&self) -> Vec<Running> {
@@ -278,17 +336,7 @@ impl Hypervisor for Qemu {
         while let Some(search) = searches.join_next().await {
             let Ok((dir, found)) = search else { continue };
             match found {
-                Ok(Found::Live { run, answers }) => {
-                    let run = self.inner.take_in(*run);
-                    adopted.running.push(run.running());
-                    if !answers {
-                        self.inner.spawn(async move {
-                            if let Err(error) = run.refresh(Duration::MAX).await {
-                                tracing::info!("ended without an answer: {error}");
-                            }
-                        });
-                    }
-                }
+                Ok(Found::Live(run)) => adopted.running.push(self.inner.take_in(*run).running()),
                 Ok(Found::Gone(gone)) => adopted.gone.extend(gone),
                 Err(error) => {
                     let problem =
@@ -308,176 +356,6 @@ impl Hypervisor for Qemu {
             let _ = inner.capabilities().await;
         });
         Ok(adopted)
-    }
-}
-
-/// What is in the directory of an earlier daemon's run.
-enum Found {
-    /// It lives. A process that was stopped by a signal (SIGSTOP, a frozen cgroup) lives too, but doesn't answer.
-    Live {
-        run: Box<Run>,
-        answers: bool,
-    },
-    Gone(Option<Gone>),
-}
-
-impl Inner {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that have ended take no room.
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
-    }
-
-    async fn capabilities(&self) -> Result<&Capabilities> {
-        let ask = || capabilities::ask(&self.config.binary);
-        self.capabilities.get_or_try_init(ask).await
-    }
-
-    async fn accelerator(&self) -> &Accelerator {
-        let detect = async || {
-            let found = tokio::task::spawn_blocking(|| accel::detect().clone()).await;
-            found.unwrap_or_else(|error| Accelerator {
-                kind: accel::AcceleratorKind::Tcg,
-                why: format!("the probe of /dev/kvm failed: {error}"),
-            })
-        };
-        self.accelerator.get_or_init(detect).await
-    }
-
-    /// Starts QEMU and waits until it answers. After an error nothing is left.
-    async fn bring_up(&self, spec: MachineSpec) -> Result<Run> {
-        let capabilities = self.capabilities().await?.clone();
-        let accelerator = self.accelerator().await.clone();
-        launch::make_dir(&self.config.run_dir)?;
-        launch::make_dir(&self.config.log_dir)?;
-        let dir = RunDir::of(&self.config.run_dir, &spec.run);
-        dir.create()?;
-        let result = self.bring_up_in(&dir, spec, capabilities, accelerator).await;
-        if result.is_err()
-            && let Err(error) = dir.remove()
-        {
-            tracing::warn!("can't remove {}: {error}", dir.path().display());
-        }
-        result
-    }
-
-    async fn bring_up_in(
-        &self,
-        dir: &RunDir,
-        spec: MachineSpec,
-        capabilities: Capabilities,
-        accelerator: Accelerator,
-    ) -> Result<Run> {
-        let config = self.config.clone();
-        let instance = spec.instance.clone();
-        let here = dir.clone();
-        let launching = tokio::task::spawn_blocking(move || launch(&config, &spec, &here, &capabilities, &accelerator));
-        let interrupted = |_| Error::Interrupted { instance: instance.clone() };
-        let Launched { pid, process, record, log } = launching.await.map_err(interrupted)??;
-        let own = || format!("watch process {pid} of instance {instance}");
-        // Ours and not reaped, so the number is still its.
-        let pidfd = Pidfd::open(pid).map_err(Error::io(own()))?;
-        let failure = match process {
-            None => None,
-            Some(process) => {
-                let second = Pidfd::open(pid).map_err(Error::io(own()))?;
-                let events = self.events.clone();
-                let first_words = async {
-                    let run = Run::connect(record, dir.clone(), process, second, b"", events).await?;
-                    run.refresh(START_PATIENCE).await?;
-                    Ok(run)
-                };
-                match first_words.await {
-                    Ok(run) => return Ok(run),
-                    Err(error) => Some::<Error>(error),
-                }
-            }
-        };
-        // A connection that broke is QEMU's end, most often: that says more.
-        let ended = tokio::time::timeout(QUIT_PATIENCE, pidfd.exited()).await.is_ok();
-        let reason = match failure {
-            Some(error) if !ended => with_causes(&error),
-            _ => run::describe(pidfd.reap()),
-        };
-        if !ended {
-            pidfd.signal(nix::sys::signal::Signal::SIGKILL).map_err(Error::io(own()))?;
-            pidfd.exited().await.map_err(Error::io(own()))?;
-            pidfd.reap();
-        }
-        Err(Error::Start { instance, reason, log: log.last_lines() })
-    }
-
-    /// Looks after a run from now on.
-    fn take_in(self: &Arc<Self>, run: Run) -> Arc<Run> {
-        let run = Arc::new(run);
-        self.table.insert(Arc::clone(&run));
-        run.announce(EventKind::Started);
-        let inner = Arc::clone(self);
-        let watched = Arc::clone(&run);
-        self.spawn(async move { inner.watch_over(&watched).await });
-        run
-    }
-
-    /// Waits for a run's end and clears up.
-    async fn watch_over(&self, run: &Run) {
-        let reason = match run.outcome().await {
-            Ok(reason) => reason,
-            Err(error) => {
-                tracing::error!(instance = run.record.instance, "can't watch QEMU's process: {error}");
-                return;
-            }
-        };
-        tracing::info!(instance = run.record.instance, run = run.record.run, ?reason, "the run is over");
-        if let Err(error) = run.dir.remove() {
-            tracing::warn!("can't remove {}: {error}", run.dir.path().display());
-        }
-        self.table.remove(&run.record.run);
-        run.announce(EventKind::Stopped(reason));
-        run.mark_ended();
-    }
-
-    /// Finds out what an earlier daemon's run has become, and removes what is left of one that ended.
-    async fn look_into(self: &Arc<Self>, dir: &RunDir) -> Result<Found> {
-        let (record, process) = dir.read()?;
-        let gone = record.as_ref().map(|record| Gone { instance: record.instance.clone(), run: record.run.clone() });
-        let (Some(record), Some(process)) = (record, process) else {
-            // The start was cut off, so the guest never ran and nobody counts on it.
-            self.end_nameless(dir).await?;
-            return self.clear(dir, gone);
-        };
-        let open = format!("look for process {} of instance {}", process.pid, record.instance);
-        let Some(pidfd) = process.open().map_err(Error::io(open))? else {
-            return self.clear(dir, gone);
-        };
-        let log = launch::console_log(&self.config, &record.instance);
-        let backlog = launch::tail(&log, 0, BACKLOG as u64).unwrap_or_default();
-        let events = self.events.clone();
-        let run = Run::connect(record, dir.clone(), process, pidfd, &backlog, events).await?;
-        let answer = run.refresh(ADOPT_PATIENCE).await;
-        if let Err(error) = &answer {
-            tracing::warn!("adopted a silent guest: {error}");
-        }
-        Ok(Found::Live { run: Box::new(run), answers: answer.is_ok() })
-    }
-
-    /// Ends a QEMU of which nothing but its socket is known.
-    async fn end_nameless(&self, dir: &RunDir) -> Result<()> {
-        let Ok(stream) = UnixStream::connect(dir.socket(rundir::QMP)).await else {
-            return Ok(());
-        };
-        let name = dir.path().file_name().unwrap_or_default().to_string_lossy();
-        let (qmp, _) = Qmp::open(stream, &name, |_| {});
-        match qmp.execute("quit", Value::Null, START_PATIENCE).await {
-            // It can be gone before its answer is.
-            Ok(_) | Err(QmpError::Lost { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn clear(&self, dir: &RunDir, gone: Option<Gone>) -> Result<Found> {
-        dir.remove().map_err(Error::io(format!("remove {}", dir.path().display())))?;
-        Ok(Found::Gone(gone))
     }
 }
 

@@ -3,12 +3,16 @@
 //! Fields that aren't known are passed over, so that one client talks to every QEMU from 7.2 on.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -91,6 +95,8 @@ struct Refusal {
 struct Request {
     command: String,
     arguments: Value,
+    /// A descriptor that goes with the command.
+    descriptor: Option<OwnedFd>,
     answer: oneshot::Sender<Result<Value, QmpError>>,
 }
 
@@ -109,13 +115,14 @@ impl Qmp {
     /// was handled before the command returns.
     ///
     /// The handle ends the conversation when aborted.
-    pub fn open<S>(stream: S, instance: &str, on_event: impl FnMut(QmpEvent) + Send + 'static) -> (Qmp, AbortHandle)
-    where
-        S: AsyncRead + AsyncWrite + Send + 'static,
-    {
+    pub fn open(
+        stream: UnixStream,
+        instance: &str,
+        on_event: impl FnMut(QmpEvent) + Send + 'static,
+    ) -> (Qmp, AbortHandle) {
         let (requests, incoming) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
-        let (reader, writer) = tokio::io::split(stream);
+        let (reader, writer) = stream.into_split();
         let mut conversation = Conversation {
             instance: instance.to_owned(),
             lines: Lines::new(BufReader::new(reader)),
@@ -142,8 +149,26 @@ impl Qmp {
     /// # Errors
     /// See [`QmpError`].
     pub async fn execute(&self, command: &str, arguments: Value, timeout: Duration) -> Result<Value, QmpError> {
+        self.request(command, arguments, None, timeout).await
+    }
+
+    /// Gives QEMU a descriptor, which later commands call by this name. One that had the name before is closed.
+    ///
+    /// # Errors
+    /// See [`QmpError`].
+    pub async fn give(&self, name: &str, descriptor: OwnedFd, timeout: Duration) -> Result<(), QmpError> {
+        self.request("getfd", json!({"fdname": name}), Some(descriptor), timeout).await.map(drop)
+    }
+
+    async fn request(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+        timeout: Duration,
+    ) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
-        let request = Request { command: command.to_owned(), arguments, answer };
+        let request = Request { command: command.to_owned(), arguments, descriptor, answer };
         // A closed channel shows below, as an answer that can't come any more.
         let _ = self.requests.send(request);
         match tokio::time::timeout(timeout, answered).await {
@@ -167,10 +192,10 @@ impl Qmp {
 }
 
 /// The one task that reads and writes, and owns what was asked and not answered.
-struct Conversation<R, W, F> {
+struct Conversation<F> {
     instance: String,
-    lines: Lines<R>,
-    writer: W,
+    lines: Lines<BufReader<OwnedReadHalf>>,
+    writer: OwnedWriteHalf,
     incoming: mpsc::UnboundedReceiver<Request>,
     pending: HashMap<u64, (String, oneshot::Sender<Result<Value, QmpError>>)>,
     on_event: F,
@@ -179,12 +204,7 @@ struct Conversation<R, W, F> {
 /// The id of `qmp_capabilities`; commands have higher ones.
 const CAPABILITIES: u64 = 0;
 
-impl<R, W, F> Conversation<R, W, F>
-where
-    R: AsyncBufRead + Unpin,
-    W: AsyncWrite + Unpin,
-    F: FnMut(QmpEvent),
-{
+impl<F: FnMut(QmpEvent)> Conversation<F> {
     /// Talks until one side closes.
     async fn talk(&mut self) -> io::Result<()> {
         let mut ready = false;
@@ -199,7 +219,7 @@ where
                     })?;
                     if message.greeting.is_some() {
                         let hello = json!({"execute": "qmp_capabilities", "id": CAPABILITIES});
-                        self.send(&hello).await?;
+                        self.send(&hello, None).await?;
                     } else if let Some(event) = message.event {
                         (self.on_event)(event);
                     } else if message.id == Some(CAPABILITIES) {
@@ -219,17 +239,20 @@ where
                         command["arguments"] = request.arguments;
                     }
                     self.pending.insert(last_id, (request.command, request.answer));
-                    self.send(&command).await?;
+                    self.send(&command, request.descriptor).await?;
                 }
             }
         }
     }
 
-    async fn send(&mut self, message: &Value) -> io::Result<()> {
+    async fn send(&mut self, message: &Value, descriptor: Option<OwnedFd>) -> io::Result<()> {
         let mut line = message.to_string();
         line.push('\n');
-        self.writer.write_all(line.as_bytes()).await?;
-        self.writer.flush().await
+        let sent = match descriptor {
+            None => 0,
+            Some(descriptor) => send_with(&self.writer, line.as_bytes(), &descriptor).await?,
+        };
+        self.writer.write_all(&line.as_bytes()[sent..]).await
     }
 
     fn answer(&mut self, message: Message) {
@@ -250,6 +273,18 @@ where
         // Who asked may have stopped waiting.
         let _ = answer.send(result);
     }
+}
+
+/// Sends the first of these bytes together with a descriptor, and says how many.
+async fn send_with(writer: &OwnedWriteHalf, bytes: &[u8], descriptor: &OwnedFd) -> io::Result<usize> {
+    let socket: &UnixStream = writer.as_ref();
+    let descriptors = [descriptor.as_raw_fd()];
+    let send = || {
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        Ok(sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, flags, None)?)
+    };
+    socket.async_io(Interest::WRITABLE, send).await
 }
 
 /// Lines of bounded length.
@@ -284,32 +319,34 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     }
 }
 
+/// QEMU's side, for tests.
 #[cfg(test)]
-mod tests {
+#[allow(clippy::unwrap_used)]
+pub(crate) mod server {
     use super::*;
-    use std::sync::{Arc, Mutex};
-    use tokio::io::AsyncBufReadExt;
-    use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-    use tokio::net::{UnixListener, UnixStream};
-
-    const SOON: Duration = Duration::from_secs(30);
+    use tokio::net::UnixListener;
 
     /// The other end of the socket: says what the test says.
-    struct Server {
-        reader: tokio::io::Lines<BufReader<OwnedReadHalf>>,
-        writer: OwnedWriteHalf,
+    pub struct Server {
+        pub reader: tokio::io::Lines<BufReader<OwnedReadHalf>>,
+        pub writer: OwnedWriteHalf,
     }
 
     impl Server {
-        async fn say(&mut self, message: Value) {
+        pub async fn accept(listener: &UnixListener) -> Server {
+            let (reader, writer) = listener.accept().await.unwrap().0.into_split();
+            Server { reader: BufReader::new(reader).lines(), writer }
+        }
+
+        pub async fn say(&mut self, message: Value) {
             self.writer.write_all(format!("{message}\r\n").as_bytes()).await.unwrap();
         }
 
-        async fn hear(&mut self) -> Value {
+        pub async fn hear(&mut self) -> Value {
             serde_json::from_str(&self.reader.next_line().await.unwrap().unwrap()).unwrap()
         }
 
-        async fn greet(&mut self) {
+        pub async fn greet(&mut self) {
             self.say(
                 json!({"QMP": {"version": {"qemu": {"major": 99}, "x-new": 1}, "capabilities": ["oob", "x-more"]}}),
             )
@@ -319,6 +356,16 @@ mod tests {
             self.say(json!({"return": {}, "id": hello["id"]})).await;
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::server::Server;
+    use super::*;
+    use std::sync::{Arc, Mutex};
+    use tokio::net::UnixListener;
+
+    const SOON: Duration = Duration::from_secs(30);
 
     type Seen = Arc<Mutex<Vec<QmpEvent>>>;
 
@@ -327,12 +374,11 @@ mod tests {
         let path = dir.path().join("qmp.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let client = UnixStream::connect(&path).await.unwrap();
-        let (reader, writer) = listener.accept().await.unwrap().0.into_split();
+        let server = Server::accept(&listener).await;
         let seen = Seen::default();
         let sink = Arc::clone(&seen);
         let (qmp, _) = Qmp::open(client, "vm1", move |event| sink.lock().unwrap().push(event));
-        let reader = BufReader::new(reader).lines();
-        (qmp, Server { reader, writer }, seen)
+        (qmp, server, seen)
     }
 
     fn ask(qmp: &Qmp, command: &'static str) -> tokio::task::JoinHandle<Result<Value, QmpError>> {

@@ -1,24 +1,31 @@
 //! A live QEMU: its process, its QMP connection, its console, and what they tell.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::launch::StartLog;
+use super::qmp::{Qmp, QmpError};
 use super::rundir::{QMP, Record, RunDir, SERIAL};
+use super::status::{Answer, Status, stop_reason};
 use crate::console::Hub;
 use crate::error::{Error, Result};
 use crate::process::{Pidfd, ProcessId};
-use crate::state::{Event, EventKind, LiveState, Running, StopReason};
+use crate::state::{Event, EventKind, Running, StopReason};
+
+/// The first pause before a question is put again, or a connection tried again, which failed at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+/// The longest such pause; it doubles each time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long what QEMU said last may take to arrive after its process is gone. It is in our socket already.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -31,17 +38,42 @@ pub(super) struct Run {
     pub process: ProcessId,
     pub pidfd: Pidfd,
     pub console: Option<Arc<Hub>>,
-    qmp: Qmp,
-    status: Arc<Status>,
+    /// QEMU's words since the daemon has known the run.
+    pub log: StartLog,
+    link: Mutex<Link>,
+    pub status: Arc<Status>,
     killed: AtomicBool,
-    ended: watch::Sender<bool>,
-    tasks: Vec<AbortHandle>,
+    ended: watch::Sender<Option<StopReason>>,
+    console_task: Option<AbortHandle>,
+}
+
+/// The connection to QEMU's monitor.
+#[derive(Debug)]
+struct Link {
+    qmp: Qmp,
+    task: AbortHandle,
+}
+
+impl Link {
+    async fn open(dir: &RunDir, status: &Arc<Status>, instance: &str) -> Result<Link> {
+        let stream = connect(dir, QMP, instance).await?;
+        let told = Arc::clone(status);
+        let (qmp, task) = Qmp::open(stream, instance, move |event| told.take(&event));
+        Ok(Link { qmp, task })
+    }
+}
+
+async fn connect(dir: &RunDir, socket: &str, instance: &str) -> Result<UnixStream> {
+    let path = dir.socket(socket);
+    let what = format!("connect to {} of instance {instance}", path.display());
+    UnixStream::connect(path).await.map_err(Error::io(what))
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
         // Closes the sockets, so that the next daemon gets them; the guest goes on.
-        for task in &self.tasks {
+        self.link().task.abort();
+        if let Some(task) = &self.console_task {
             task.abort();
         }
     }
@@ -55,28 +87,16 @@ impl Run {
         process: ProcessId,
         pidfd: Pidfd,
         backlog: &[u8],
+        log: StartLog,
         events: broadcast::Sender<Event>,
     ) -> Result<Run> {
-        let status = Arc::new(Status {
-            instance: record.instance.clone(),
-            run: record.run.clone(),
-            events,
-            live: Mutex::new(Live::default()),
-        });
-        let connect = async |name| {
-            let path = dir.socket(name);
-            let what = format!("connect to {} of instance {}", path.display(), record.instance);
-            UnixStream::connect(path).await.map_err(Error::io(what))
-        };
-        let told = Arc::clone(&status);
-        let stream = connect(QMP).await?;
-        let (qmp, task) = Qmp::open(stream, &record.instance, move |event| told.take(&event));
-        let mut tasks = vec![task];
-        let mut console = None;
+        let status = Arc::new(Status::new(&record.instance, &record.run, events));
+        let link = Link::open(&dir, &status, &record.instance).await?;
+        let (mut console, mut console_task) = (None, None);
         if record.serial {
-            let stream = connect(SERIAL).await?;
+            let stream = connect(&dir, SERIAL, &record.instance).await?;
             let (hub, typed) = Hub::new(backlog);
-            tasks.push(tokio::spawn(serve(stream, Arc::clone(&hub), typed)).abort_handle());
+            console_task = Some(tokio::spawn(serve(stream, Arc::clone(&hub), typed)).abort_handle());
             console = Some(hub);
         }
         Ok(Run {
@@ -85,30 +105,77 @@ impl Run {
             process,
             pidfd,
             console,
-            qmp,
+            log,
+            link: Mutex::new(link),
             status,
             killed: AtomicBool::new(false),
-            ended: watch::Sender::new(false),
-            tasks,
+            ended: watch::Sender::new(None),
+            console_task,
         })
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection to QEMU as it is now.
+    pub fn qmp(&self) -> Qmp {
+        self.link().qmp.clone()
     }
 
     /// Commands QEMU.
     pub async fn execute(&self, command: &str, timeout: Duration) -> Result<Value, QmpError> {
-        self.qmp.execute(command, Value::Null, timeout).await
+        self.qmp().execute(command, Value::Null, timeout).await
     }
 
-    /// Asks QEMU for the state, which otherwise follows from events.
+    /// Asks QEMU for the state, which otherwise follows from events. QEMU has this time for each answer.
     pub async fn refresh(&self, timeout: Duration) -> Result<(), QmpError> {
+        let mut pause = FIRST_PAUSE;
         loop {
-            let before = self.status.live().changes;
-            let answer = self.execute("query-status", timeout).await?;
-            let mut live = self.status.live();
-            // An event may have overtaken the answer on its way to us: then it isn't the last word.
-            if live.changes == before {
-                live.state = state_of(answer["status"].as_str().unwrap_or_default());
+            let changes = self.status.changes();
+            let status = self.execute("query-status", timeout).await?;
+            let migration = self.execute("query-migrate", timeout).await?;
+            let word = |answer: &Value| answer["status"].as_str().unwrap_or_default().to_owned();
+            if self.status.answered(changes, &word(&status), &word(&migration)) == Answer::Settled {
                 return Ok(());
             }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    /// Keeps the state true: asks QEMU when it can't be known from events alone, and connects again when the
+    /// connection is lost. To be dropped when the run is over.
+    pub async fn follow(&self) -> Infallible {
+        let mut migrations = self.status.migrations();
+        loop {
+            // A QEMU that was stopped by a signal answers when it goes on.
+            if let Err(error) = self.refresh(Duration::MAX).await {
+                tracing::debug!("can't ask for the state: {error}");
+            }
+            let qmp = self.qmp();
+            tokio::select! {
+                _ = migrations.changed() => {}
+                () = qmp.closed() => self.reconnect().await,
+            }
+        }
+    }
+
+    async fn reconnect(&self) {
+        let instance = &self.record.instance;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // The connection of a QEMU that ends is lost, too: not worth a word at once.
+            tokio::time::sleep(pause).await;
+            match Link::open(&self.dir, &self.status, instance).await {
+                Ok(link) => {
+                    tracing::warn!(instance, "connected to QEMU's monitor again");
+                    *self.link() = link;
+                    return;
+                }
+                Err(error) => tracing::debug!(instance, "QEMU's monitor is lost: {error}"),
+            }
+            pause = LONGEST_PAUSE.min(pause * 2);
         }
     }
 
@@ -117,7 +184,7 @@ impl Run {
         Running {
             instance: self.record.instance.clone(),
             run: self.record.run.clone(),
-            state: self.status.live().state,
+            state: self.status.state(),
             memory_mib: self.record.memory_mib,
             vcpus: self.record.vcpus,
             process: Some(self.process.clone()),
@@ -141,23 +208,35 @@ impl Run {
         self.pidfd.exited().await?;
         let exit = self.pidfd.reap();
         // If the connection doesn't end with the process, what it told before must do.
-        let _ = tokio::time::timeout(LAST_WORDS, self.qmp.closed()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.qmp().closed()).await;
         if let Some(hub) = &self.console {
             hub.close();
         }
-        let shutdown = self.status.live().shutdown.clone();
-        Ok(stop_reason(shutdown.as_deref(), self.killed.load(Ordering::Relaxed), exit))
+        Ok(stop_reason(self.status.shutdown().as_deref(), self.killed.load(Ordering::Relaxed), exit))
     }
 
     /// Says that the run is over and nothing of it is left.
-    pub fn mark_ended(&self) {
-        self.ended.send_replace(true);
+    pub fn mark_ended(&self, reason: StopReason) {
+        self.ended.send_replace(Some(reason));
+    }
+
+    /// Returns when the run is over and nothing of it is left, and says how it ended.
+    pub async fn ended(&self) -> StopReason {
+        let mut ended = self.ended.subscribe();
+        let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        // The sender is our own, so there is a reason.
+        reason.unwrap_or(StopReason::Killed)
     }
 
     /// Whether the run is over within this time.
     pub async fn ends_within(&self, timeout: Duration) -> bool {
-        let mut ended = self.ended.subscribe();
-        tokio::time::timeout(timeout, ended.wait_for(|ended| *ended)).await.is_ok()
+        tokio::time::timeout(timeout, self.ended()).await.is_ok()
+    }
+
+    /// An error for what can't be done in the state that the run is in.
+    pub fn wrong_state(&self, what: &'static str) -> Error {
+        let Running { instance, run, state, .. } = self.running();
+        Error::WrongState { what, instance, run, state }
     }
 
     /// Kills the process.
@@ -190,177 +269,4 @@ async fn serve(stream: UnixStream, hub: Arc<Hub>, mut typed: mpsc::Receiver<Vec<
         () = type_in => {}
     }
     hub.close();
-}
-
-/// What QEMU has told about a run.
-#[derive(Debug)]
-struct Status {
-    instance: String,
-    run: String,
-    events: broadcast::Sender<Event>,
-    live: Mutex<Live>,
-}
-
-#[derive(Debug)]
-struct Live {
-    state: LiveState,
-    /// Why QEMU said that it shuts down.
-    shutdown: Option<String>,
-    /// Counts events.
-    changes: u64,
-}
-
-impl Default for Live {
-    fn default() -> Live {
-        Live { state: LiveState::Paused, shutdown: None, changes: 0 }
-    }
-}
-
-impl Status {
-    fn live(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn announce(&self, kind: EventKind) {
-        // Nobody listening is no error.
-        let _ = self.events.send(Event { instance: self.instance.clone(), run: self.run.clone(), kind });
-    }
-
-    /// Takes an event of QEMU in.
-    fn take(&self, event: &QmpEvent) {
-        let text = |field: &str| event.data[field].as_str().unwrap_or_default().to_owned();
-        let told = {
-            let mut live = self.live();
-            live.changes += 1;
-            match event.name.as_str() {
-                "RESUME" => {
-                    live.state = LiveState::Running;
-                    Some(EventKind::Resumed)
-                }
-                // A stop also follows an I/O error, a panic and a shutdown, and then says nothing new.
-                "STOP" if live.state == LiveState::Running => {
-                    live.state = LiveState::Paused;
-                    Some(EventKind::Paused)
-                }
-                "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
-                    // Each request under way fails by itself; one word is enough.
-                    let before = std::mem::replace(&mut live.state, LiveState::IoError);
-                    let disk = text("node-name");
-                    let reason = text("reason");
-                    (before != LiveState::IoError).then_some(EventKind::IoError { disk, reason })
-                }
-                "SHUTDOWN" => {
-                    live.state = LiveState::Shutdown;
-                    live.shutdown = Some(text("reason"));
-                    None
-                }
-                "GUEST_PANICKED" => {
-                    live.state = LiveState::Crashed;
-                    None
-                }
-                "RESET" => Some(EventKind::Reset { by_guest: event.data["guest"] == true }),
-                _ => None,
-            }
-        };
-        if let Some(kind) = told {
-            self.announce(kind);
-        }
-    }
-}
-
-/// QEMU's `RunState`.
-fn state_of(status: &str) -> LiveState {
-    match status {
-        "running" | "colo" => LiveState::Running,
-        "io-error" => LiveState::IoError,
-        "shutdown" => LiveState::Shutdown,
-        "guest-panicked" | "internal-error" | "watchdog" => LiveState::Crashed,
-        // paused, prelaunch, inmigrate, postmigrate, … : the virtual CPUs stand.
-        _ => LiveState::Paused,
-    }
-}
-
-/// How a run ended, from the reason that QEMU gave (if it could), whether we killed it, and how its process exited
-/// (if it was our child).
-fn stop_reason(shutdown: Option<&str>, killed: bool, exit: Option<WaitStatus>) -> StopReason {
-    let crashed = |how: String| StopReason::Crashed { how };
-    match shutdown {
-        Some("guest-shutdown") => StopReason::GuestShutdown,
-        Some("guest-reset") => StopReason::GuestReset,
-        Some("guest-panic") => crashed("the guest panicked".into()),
-        Some("host-error") => crashed("QEMU met an error of the node, see its log".into()),
-        Some(_) => StopReason::Killed,
-        None if killed => StopReason::Killed,
-        None => crashed(describe(exit)),
-    }
-}
-
-/// A process' end in words.
-pub(super) fn describe(exit: Option<WaitStatus>) -> String {
-    match exit {
-        Some(WaitStatus::Exited(_, code)) => format!("QEMU exited with status {code}, see its log"),
-        Some(WaitStatus::Signaled(_, signal, _)) => format!("QEMU died of {signal}"),
-        _ => "QEMU's process vanished".into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::unistd::Pid;
-    use serde_json::json;
-
-    fn status() -> (Status, broadcast::Receiver<Event>) {
-        let (events, receiver) = broadcast::channel(16);
-        let live = Mutex::new(Live::default());
-        (Status { instance: "vm1".into(), run: "r1".into(), events, live }, receiver)
-    }
-
-    fn event(name: &str, data: Value) -> QmpEvent {
-        QmpEvent { name: name.into(), data }
-    }
-
-    #[test]
-    fn states_follow_from_events() {
-        let (status, mut seen) = status();
-        for (name, data, state, told) in [
-            ("RESUME", json!({}), LiveState::Running, Some(EventKind::Resumed)),
-            ("RESET", json!({"guest": true}), LiveState::Running, Some(EventKind::Reset { by_guest: true })),
-            ("STOP", Value::Null, LiveState::Paused, Some(EventKind::Paused)),
-            ("X_NEW", json!([1]), LiveState::Paused, None),
-            ("RESUME", json!({}), LiveState::Running, Some(EventKind::Resumed)),
-            ("BLOCK_IO_ERROR", json!({"action": "report"}), LiveState::Running, None),
-            (
-                "BLOCK_IO_ERROR",
-                json!({"action": "stop", "node-name": "disk0", "reason": "No space left"}),
-                LiveState::IoError,
-                Some(EventKind::IoError { disk: "disk0".into(), reason: "No space left".into() }),
-            ),
-            ("STOP", json!({}), LiveState::IoError, None),
-            ("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"}), LiveState::Shutdown, None),
-            ("STOP", json!({}), LiveState::Shutdown, None),
-        ] {
-            status.take(&event(name, data));
-            assert_eq!(status.live().state, state, "{name}");
-            assert_eq!(seen.try_recv().ok().map(|event| event.kind), told, "{name}");
-        }
-    }
-
-    #[test]
-    fn ends_are_told_apart() {
-        let killed = Some(WaitStatus::Signaled(Pid::from_raw(1), Signal::SIGKILL, false));
-        let crashed = |how: &str| StopReason::Crashed { how: how.into() };
-        for (shutdown, by_us, exit, want) in [
-            (Some("guest-shutdown"), false, None, StopReason::GuestShutdown),
-            (Some("guest-reset"), false, None, StopReason::GuestReset),
-            (Some("host-qmp-quit"), true, None, StopReason::Killed),
-            (Some("host-signal"), false, None, StopReason::Killed),
-            (Some("guest-panic"), false, None, crashed("the guest panicked")),
-            (None, true, killed, StopReason::Killed),
-            (None, false, killed, crashed("QEMU died of SIGKILL")),
-            (None, false, None, crashed("QEMU's process vanished")),
-        ] {
-            assert_eq!(stop_reason(shutdown, by_us, exit), want);
-        }
-    }
 }

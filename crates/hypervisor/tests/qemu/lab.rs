@@ -56,12 +56,18 @@ impl Lab {
     }
 
     pub fn config(&self) -> QemuConfig {
+        self.config_of("node")
+    }
+
+    /// The configuration of one of several drivers.
+    pub fn config_of(&self, node: &str) -> QemuConfig {
+        let dir = self.dir.path().join(node);
         QemuConfig {
             binary: PathBuf::from("/usr/bin/qemu-system-x86_64"),
             uid: NOBODY,
             gid: NOBODY,
-            run_dir: self.dir.path().join("run"),
-            log_dir: self.dir.path().join("log"),
+            run_dir: dir.join("run"),
+            log_dir: dir.join("log"),
         }
     }
 
@@ -81,9 +87,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let Ok(runs) = fs::read_dir(self.config().run_dir) else {
-            return;
-        };
+        let nodes = fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
+        let runs = nodes.filter_map(|node| fs::read_dir(node.path().join("run")).ok()).flatten();
         for run in runs.flatten() {
             let Ok(pid) = fs::read_to_string(run.path().join("pid")) else {
                 continue;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are not known as tests to the lint.
 
 mod lab;
+mod migration;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;

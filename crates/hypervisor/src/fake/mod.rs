@@ -2,21 +2,27 @@
 //!
 //! A run is a file in the run directory, as in Ganeti's driver of this name, so runs outlive the daemon like real ones.
 
+mod migrate;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
+
+use self::migrate::{Sending, wrong_state};
 
 use crate::Hypervisor;
 use crate::accel::{Accelerator, AcceleratorKind};
 use crate::console::{ConsoleStream, Hub};
 use crate::error::{Error, Result};
 use crate::machine::MachineSpec;
+use crate::migration::{MigrateOptions, Migrated, MigrationProgress};
 use crate::state::{Adopted, Event, EventKind, LiveState, NodeInfo, Running, Shutdown, StopReason};
 
 /// The machine type of all fake runs.
@@ -36,6 +42,7 @@ pub struct FakeConfig {
 }
 
 /// The driver that only remembers. Guests obey the power button at once, and their console says what happens to them.
+/// A migration ends, and the guest goes on, when the future of [`migrate_out`](Hypervisor::migrate_out) is dropped.
 #[derive(Debug)]
 pub struct Fake {
     config: FakeConfig,
@@ -49,12 +56,14 @@ struct Guest {
     console: Arc<Hub>,
     /// Keeps what is typed from being refused; nobody reads it.
     typed: mpsc::Receiver<Vec<u8>>,
+    /// The migration that it is the source of.
+    sending: Option<Sending>,
 }
 
 impl Guest {
     fn new(running: Running) -> Guest {
         let (console, typed) = Hub::new(b"");
-        Guest { running, console, typed }
+        Guest { running, console, typed, sending: None }
     }
 
     fn say(&mut self, what: &str) {
@@ -81,6 +90,12 @@ impl Fake {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn running(&self, run: &str) -> Result<Running> {
+        let guests = self.guests();
+        let guest = guests.get(run).ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
+        Ok(guest.running.clone())
+    }
+
     fn file(&self, run: &str) -> PathBuf {
         self.config.run_dir.join(format!("{run}.json"))
     }
@@ -95,7 +110,7 @@ impl Fake {
             .map_err(Error::io(format!("write {}", path.display())))
     }
 
-    fn announce(&self, running: &Running, kind: EventKind) {
+    fn tell(&self, running: &Running, kind: EventKind) {
         // Nobody listening is no error.
         let _ = self.events.send(Event { instance: running.instance.clone(), run: running.run.clone(), kind });
     }
@@ -110,8 +125,33 @@ impl Fake {
         self.write(&running)?;
         guest.running = running;
         guest.say(&state.to_string());
-        self.announce(&guest.running, kind);
+        self.tell(&guest.running, kind);
         Ok(())
+    }
+
+    fn create(&self, spec: &MachineSpec, state: LiveState) -> Result<Running> {
+        spec.check()?;
+        let mut guests = self.guests();
+        if let Some(guest) = guests.get(&spec.run) {
+            return Ok(guest.running.clone());
+        }
+        if let Some(guest) = guests.values().find(|guest| guest.running.instance == spec.instance) {
+            return Err(Error::AlreadyRunning { instance: spec.instance.clone(), run: guest.running.run.clone() });
+        }
+        let running = Running {
+            instance: spec.instance.clone(),
+            run: spec.run.clone(),
+            state,
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            process: None,
+            machine: MACHINE.into(),
+            since: SystemTime::now(),
+        };
+        self.write(&running)?;
+        guests.insert(spec.run.clone(), Guest::new(running.clone()));
+        self.tell(&running, EventKind::Started);
+        Ok(running)
     }
 
     fn end(&self, run: &str, reason: StopReason) -> Result<()> {
@@ -123,7 +163,7 @@ impl Fake {
         fs::remove_file(&path).map_err(Error::io(format!("remove {}", path.display())))?;
         if let Some(guest) = guests.remove(run) {
             guest.console.close();
-            self.announce(&guest.running, EventKind::Stopped(reason));
+            self.tell(&guest.running, EventKind::Stopped(reason));
         }
         Ok(())
     }
@@ -136,35 +176,22 @@ impl Hypervisor for Fake {
     }
 
     async fn start(&self, spec: &MachineSpec) -> Result<Running> {
-        spec.check()?;
-        let mut guests = self.guests();
-        if let Some(guest) = guests.get(&spec.run) {
-            return Ok(guest.running.clone());
-        }
-        if let Some(guest) = guests.values().find(|guest| guest.running.instance == spec.instance) {
-            return Err(Error::AlreadyRunning { instance: spec.instance.clone(), run: guest.running.run.clone() });
-        }
-        let running = Running {
-            instance: spec.instance.clone(),
-            run: spec.run.clone(),
-            state: LiveState::Paused,
-            memory_mib: spec.memory_mib,
-            vcpus: spec.vcpus,
-            process: None,
-            machine: MACHINE.into(),
-            since: SystemTime::now(),
-        };
-        self.write(&running)?;
-        guests.insert(spec.run.clone(), Guest::new(running.clone()));
-        self.announce(&running, EventKind::Started);
-        Ok(running)
+        self.create(spec, LiveState::Paused)
     }
 
     async fn resume(&self, run: &str) -> Result<()> {
-        self.change(run, LiveState::Running, EventKind::Resumed)
+        match self.running(run)? {
+            running if running.state == LiveState::Incoming => Err(wrong_state("resume", running)),
+            running if running.state == LiveState::Migrating => Ok(()),
+            _ => self.change(run, LiveState::Running, EventKind::Resumed),
+        }
     }
 
     async fn pause(&self, run: &str) -> Result<()> {
+        let running = self.running(run)?;
+        if running.state == LiveState::Migrating {
+            return Err(wrong_state("pause", running));
+        }
         self.change(run, LiveState::Paused, EventKind::Paused)
     }
 
@@ -183,7 +210,7 @@ impl Hypervisor for Fake {
         let mut guests = self.guests();
         let guest = guests.get_mut(run).ok_or_else(|| Error::NoSuchRun { run: run.into() })?;
         guest.say("reset");
-        self.announce(&guest.running, EventKind::Reset { by_guest: false });
+        self.tell(&guest.running, EventKind::Reset { by_guest: false });
         Ok(())
     }
 
@@ -192,6 +219,35 @@ impl Hypervisor for Fake {
             Err(Error::NoSuchRun { .. }) => Ok(()),
             other => other,
         }
+    }
+
+    async fn start_incoming(&self, spec: &MachineSpec) -> Result<Running> {
+        spec.check_incoming()?;
+        self.create(spec, LiveState::Incoming)
+    }
+
+    async fn accept(&self, run: &str, stream: OwnedFd, timeout: Duration) -> Result<()> {
+        self.receive(run, stream, timeout).await
+    }
+
+    async fn migrate_out(
+        &self,
+        run: &str,
+        stream: OwnedFd,
+        options: &MigrateOptions,
+        progress: watch::Sender<MigrationProgress>,
+    ) -> Result<Migrated> {
+        self.send(run, stream, options, progress).await
+    }
+
+    async fn migrate_cancel(&self, run: &str) -> Result<()> {
+        self.running(run)?;
+        self.stop_sending(run);
+        Ok(())
+    }
+
+    async fn announce(&self, run: &str) -> Result<()> {
+        self.running(run).map(drop)
     }
 
     async fn list(&self) -> Vec<Running> {
@@ -240,7 +296,7 @@ impl Hypervisor for Fake {
             let running: Running = text
                 .and_then(|text| Ok(serde_json::from_str(&text)?))
                 .map_err(Error::io(format!("read {}", path.display())))?;
-            self.announce(&running, EventKind::Started);
+            self.tell(&running, EventKind::Started);
             adopted.running.push(running.clone());
             self.guests().insert(running.run.clone(), Guest::new(running));
         }
