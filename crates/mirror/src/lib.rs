@@ -1,5 +1,7 @@
 //! The replicated disk.
+pub mod backing;
 pub mod device;
 pub mod engine;
+pub mod fuse;
 pub mod nbd;
 pub mod wire;
