@@ -1,6 +1,8 @@
 //! Operations on a cluster of which only the log and the nodes are made up: what they do, in which order, and what is left
 //! when they fail, or when the master is lost in any moment.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod failures;
 mod interruption;
 mod lab;
