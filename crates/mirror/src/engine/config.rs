@@ -35,6 +35,9 @@ pub struct Config {
     pub flap_joins: usize,
     /// See there; milliseconds.
     pub t_flap_ms: u64,
+    /// A rule to leave out.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<super::Mutant>,
 }
 
 impl Default for Config {
@@ -56,6 +59,8 @@ impl Default for Config {
             copy_bytes: 128 << 10,
             flap_joins: 3,
             t_flap_ms: 600_000,
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 }

@@ -167,6 +167,19 @@ pub enum Effect {
 }
 
 impl stored::BootRecord {
+    /// The changes that make it from an empty record.
+    pub fn changes(&self) -> Vec<BootChange> {
+        let window = self.window.iter().map(|(place, entry)| BootChange::Window(*place, Some(*entry)));
+        let marks = self.marks.iter().flat_map(|(slot, marks)| {
+            let begin = BootChange::Marks(*slot, Some((marks.rid, marks.since)));
+            let bits = marks.bits.ranges().map(|range| BootChange::Bits(*slot, range, true));
+            std::iter::once(begin).chain(bits)
+        });
+        let applied = self.applied.map(|(session, seq)| BootChange::Applied(session, seq));
+        let quiesced = self.quiesced.map(|id| BootChange::Quiesced(Some(id)));
+        window.chain(marks).chain(applied).chain(quiesced).chain([BootChange::Valid(self.valid)]).collect()
+    }
+
     /// Carries out a change; for drivers that keep the record in memory, and for the replica's own copy.
     pub fn change(&mut self, change: &BootChange) {
         match change {

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use model::{DiskRejection, Incarnation, Life, Mirror, NodeId, RunId, Uuid};
+use model::{DiskRejection, Incarnation, Life, Mirror, NodeId, ReplicaId, RunId, Uuid};
 
-use crate::wire::{Channel, Content, Frame, Hello, Range};
+use super::DiskCommand;
+use crate::wire::{Content, Frame, Hello, Range};
 
 /// A request of a guest; chosen by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,9 +145,28 @@ pub enum Event {
     Proposed(ProposalId, Outcome),
 }
 
-impl Hello {
-    /// Whether it is for the data connection.
-    pub fn is_data(&self) -> bool {
-        self.channel == Channel::Data
+impl View {
+    /// What it is after a command that was compared with its version and accepted. `boot`: of a replica's node.
+    pub(super) fn after(&self, command: &DiskCommand, boot: impl Fn(ReplicaId) -> Option<String>) -> Self {
+        let mut next = self.clone();
+        let mirror = &mut next.mirror;
+        let before = mirror.ver;
+        match command {
+            DiskCommand::Outdate(rids) | DiskCommand::Solo(rids) => {
+                for (_, replica) in mirror.replicas.iter_mut().filter(|(rid, _)| rids.contains(rid)) {
+                    if replica.member.take().is_some() {
+                        replica.left = before;
+                    }
+                }
+            }
+            DiskCommand::InSync(rid, _) => {
+                if let Some(replica) = mirror.replicas.get_mut(rid) {
+                    replica.member = Some(boot(*rid).unwrap_or_default());
+                }
+            }
+        }
+        // The log counts within the incarnation that it is in.
+        mirror.ver = model::Version { n: self.inc.n, v: before.v + 1 };
+        next
     }
 }

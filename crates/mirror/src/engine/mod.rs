@@ -10,21 +10,42 @@
 //! - Every [`Effect::Io`], [`Effect::Store`] and [`Effect::Propose`] is answered exactly once, in any order. An I/O that
 //!   was begun is never reported as ended before it has ended.
 //! - Frames of one connection are sent and delivered in order, or the connection ends. Nothing is delivered for a
-//!   connection after its [`Event::Disconnected`] or [`Effect::Close`].
+//!   connection after its [`Event::Disconnected`] or [`Effect::Close`]. A frame for a connection that has ended is dropped.
 //! - A [`View`] is what the log had committed at some time; views may be late, skip states, and repeat.
 //!   [`Event::Promote`] carries one that was read with a barrier after the promotion was committed.
 //! - Guest requests lie within the disk; their number is bounded by the export.
 
+mod base;
 mod bitmap;
 mod config;
 mod effect;
+mod end;
 mod event;
+mod flush;
+mod guest;
+mod join;
+mod link;
+mod locks;
+mod mutant;
+mod outdate;
+mod peer;
+mod primary;
+mod promote;
+mod read;
+mod replica;
+mod secondary;
+mod status;
 mod stored;
+mod write;
 
 pub use bitmap::{BLOCK, Bitmap};
 pub use config::Config;
 pub use effect::{BootChange, DiskCommand, Effect, GuestError, GuestReply, Io, Notice, StoreKind};
 pub use event::{Conn, Event, GuestOp, GuestRequest, IoFailed, IoId, IoResult, Outcome, ProposalId, RequestId, View};
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
+pub use replica::{Opening, Replica};
+pub use status::{PeerStatus, ReplicaStatus, RoleStatus, Status};
 pub use stored::{BootRecord, MarkRecord, Session, Stored, Superblock, WindowEntry};
 
 /// Microseconds of the driver's monotonic clock, from any origin.
