@@ -132,6 +132,22 @@ impl BootFile {
         self.apply(change).map_err(|source| BackingError::io("write", &self.path, source))
     }
 
+    /// Says that what the slot's bitmap has now is complete for this replica from that version on. A bitmap that is filled
+    /// in several changes is begun without an owner, and given one at the end: of a process that is killed between, there
+    /// is no bitmap, rather than one with too little in it.
+    pub fn own_marks(&self, slot: u8, rid: ReplicaId, since: Version) -> Result<(), BackingError> {
+        let put = |at| self.put_owner(at, rid, since);
+        marks_cell(slot).and_then(put).map_err(|source| BackingError::io("write", &self.path, source))
+    }
+
+    fn put_owner(&self, at: u64, rid: ReplicaId, since: Version) -> io::Result<()> {
+        self.put(at, |cell| {
+            cell.put_slice(rid.0.as_bytes());
+            cell.put_u64_le(since.n);
+            cell.put_u64_le(since.v);
+        })
+    }
+
     fn apply(&self, change: &BootChange) -> io::Result<()> {
         match change {
             BootChange::Valid(valid) => self.put(VALID, |cell| cell.put_u8(u8::from(*valid))),
@@ -154,11 +170,7 @@ impl BootFile {
                 self.clear(at)?;
                 self.empty(*slot)?;
                 match owner {
-                    Some((rid, since)) => self.put(at, |cell| {
-                        cell.put_slice(rid.0.as_bytes());
-                        cell.put_u64_le(since.n);
-                        cell.put_u64_le(since.v);
-                    }),
+                    Some((rid, since)) => self.put_owner(at, *rid, *since),
                     None => Ok(()),
                 }
             }
