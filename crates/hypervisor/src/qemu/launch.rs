@@ -43,8 +43,7 @@ pub(super) struct StartLog {
 
 impl StartLog {
     /// What QEMU says from now on.
-    pub fn from_now(config: &QemuConfig, instance: &str) -> StartLog {
-        let path = log(config, instance);
+    pub fn from_now(path: PathBuf) -> StartLog {
         let from = path.metadata().map_or(0, |metadata| metadata.len());
         StartLog { path, from }
     }
@@ -114,10 +113,10 @@ pub(super) fn launch(
         arguments,
     };
     dir.write_record(&record)?;
-    let path = log(config, &spec.instance);
+    let path = qemu_log(config, &spec.instance);
     rotate(&path)?;
     let output = append(&path)?;
-    let log = StartLog::from_now(config, &spec.instance);
+    let log = StartLog::from_now(path);
     let identity = identity(config, accelerator.kind)?;
     let pid = spawn(&config.binary, &record.arguments, output, inherit, identity)
         .map_err(|source| spawn_error(&config.binary, source))?;
@@ -129,7 +128,7 @@ pub(super) fn launch(
 }
 
 /// Where QEMU's own words about an instance are kept.
-fn log(config: &QemuConfig, instance: &str) -> PathBuf {
+pub(super) fn qemu_log(config: &QemuConfig, instance: &str) -> PathBuf {
     config.log_dir.join(format!("{instance}.log"))
 }
 

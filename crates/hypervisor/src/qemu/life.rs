@@ -164,7 +164,7 @@ impl Inner {
         };
         let log = launch::console_log(&self.config, &record.instance);
         let backlog = launch::tail(&log, 0, BACKLOG as u64).unwrap_or_default();
-        let log = StartLog::from_now(&self.config, &record.instance);
+        let log = StartLog::from_now(launch::qemu_log(&self.config, &record.instance));
         let events = self.events.clone();
         let run = Run::connect(record, dir.clone(), process, pidfd, &backlog, log, events).await?;
         if let Err(error) = run.refresh(ADOPT_PATIENCE).await {

@@ -5,6 +5,7 @@
 //! event was lost with a connection.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -167,6 +168,7 @@ impl Run {
             LiveState::Running | LiveState::Paused | LiveState::IoError => {}
             _ => return Err(self.wrong_state("migrate")),
         }
+        self.cancelled.store(false, Ordering::Relaxed);
         let deadline = Instant::now() + options.timeout;
         let mut about = About { run: self, phase: MigrationPhase::Setup };
         let mut told = self.status.migrations();
@@ -194,10 +196,13 @@ impl Run {
                     }
                     "failed" | "cancelled" => {
                         self.settle(&about).await?;
-                        return Err(match (info.status.as_str(), given_up) {
-                            ("failed", _) => about.failed(info.error_desc.as_deref().unwrap_or("QEMU gave no reason")),
-                            (_, Some(_)) => about.failed(too_long(options.timeout)),
-                            (_, None) => about.cancelled(),
+                        // One that is cancelled while its stream is stuck fails for QEMU.
+                        return Err(if given_up.is_some() {
+                            about.failed(too_long(options.timeout))
+                        } else if info.status == "cancelled" || self.cancelled.load(Ordering::Relaxed) {
+                            about.cancelled()
+                        } else {
+                            about.failed(info.error_desc.as_deref().unwrap_or("QEMU gave no reason"))
                         });
                     }
                     // On its way to be cancelled it says nothing about how far it was.
@@ -248,6 +253,7 @@ impl Run {
         let deadline = Instant::now() + CANCEL_PATIENCE;
         let cancelling = async {
             if self.status.state() == LiveState::Migrating {
+                self.cancelled.store(true, Ordering::Relaxed);
                 self.command("migrate_cancel", Value::Null).await?;
             }
             while is_under_way(&self.query_migrate().await?.status) {

@@ -43,6 +43,8 @@ pub(super) struct Run {
     link: Mutex<Link>,
     pub status: Arc<Status>,
     killed: AtomicBool,
+    /// The last migration was told to end.
+    pub cancelled: AtomicBool,
     ended: watch::Sender<Option<StopReason>>,
     console_task: Option<AbortHandle>,
 }
@@ -109,6 +111,7 @@ impl Run {
             link: Mutex::new(link),
             status,
             killed: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
             ended: watch::Sender::new(None),
             console_task,
         })
@@ -269,4 +272,70 @@ async fn serve(stream: UnixStream, hub: Arc<Hub>, mut typed: mpsc::Receiver<Vec<
         () = type_in => {}
     }
     hub.close();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LiveState;
+    use crate::qemu::qmp::server::Server;
+    use serde_json::json;
+    use std::time::SystemTime;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    /// Answers what `follow` asks after each connection.
+    async fn answer(server: &mut Server, status: &str) {
+        server.greet().await;
+        for answer in [json!({"status": status}), json!({})] {
+            let question = server.hear().await;
+            server.say(json!({"return": answer, "id": question["id"]})).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_monitor_is_connected_again_and_asked_what_was_missed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = RunDir::of(root.path(), "r1");
+        dir.create().unwrap();
+        let listener = dir.listen(QMP).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+        let record = Record {
+            instance: "vm1".into(),
+            run: "r1".into(),
+            memory_mib: 1,
+            vcpus: 1,
+            machine: "pc".into(),
+            serial: false,
+            since: SystemTime::now(),
+            arguments: vec![],
+        };
+        let process = ProcessId::of(std::process::id() as i32).unwrap();
+        let pidfd = process.open().unwrap().unwrap();
+        let log = StartLog::from_now(root.path().join("vm1.log"));
+        let run = Run::connect(record, dir, process, pidfd, b"", log, broadcast::channel(16).0).await.unwrap();
+        let talk = async {
+            let mut first = Server::accept(&listener).await;
+            answer(&mut first, "paused").await;
+            drop(first);
+            let mut second = Server::accept(&listener).await;
+            answer(&mut second, "running").await;
+            let question = second.hear().await;
+            assert_eq!(question["execute"], "cont");
+            second.say(json!({"return": {}, "id": question["id"]})).await;
+            second
+        };
+        let command = async {
+            // A command in between is lost, one after it is not.
+            while run.running().state != LiveState::Running {
+                tokio::task::yield_now().await;
+            }
+            run.execute("cont", SOON).await.unwrap();
+        };
+        tokio::select! {
+            never = run.follow() => match never {},
+            both = tokio::time::timeout(SOON, async { tokio::join!(talk, command) }) => drop(both.unwrap()),
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use hypervisor::{
@@ -73,6 +73,24 @@ impl Lab {
 
     pub fn disk(&self) -> PathBuf {
         self.dir.path().join("disk0.raw")
+    }
+
+    /// Serves the disk over NBD to several clients at once, under the export name `run-1`.
+    pub fn serve_disk(&self) -> (NbdServer, DiskSource) {
+        assert!(fs::exists("/usr/bin/qemu-nbd").unwrap(), "the tests of disks over NBD need the package qemu-utils");
+        // QEMU's user connects to the server itself.
+        fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let socket = self.dir.path().join("nbd.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+        // The socket is there before the server, which gets it the way systemd would give it.
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "exec env LISTEN_PID=$$ LISTEN_FDS=1 qemu-nbd -t -e 8 -f raw -x run-1 \"$0\" 3<&0"])
+            .arg(self.disk())
+            .stdin(OwnedFd::from(listener));
+        let server = NbdServer(command.spawn().unwrap());
+        (server, DiskSource::Nbd { socket, export: "run-1".into(), reconnect_delay_s: 60 })
     }
 
     pub fn spec(&self) -> MachineSpec {

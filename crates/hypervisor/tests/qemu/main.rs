@@ -7,10 +7,7 @@ mod lab;
 mod migration;
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use lab::{Counter, Lab, NEVER, NOBODY, NbdServer, exists, next_event, pid, soon, status, stop_reason, tap};
+use lab::{Counter, Lab, NEVER, NOBODY, exists, next_event, pid, soon, status, stop_reason, tap};
 
 #[tokio::test]
 async fn a_guest_starts_paused_runs_pauses_and_is_destroyed() {
@@ -280,20 +277,7 @@ async fn a_failed_start_says_what_qemu_said_and_leaves_nothing() {
 #[tokio::test]
 async fn a_guest_boots_over_nbd_with_a_network_card_and_a_read_only_disk() {
     let lab = Lab::new();
-    assert!(fs::exists("/usr/bin/qemu-nbd").unwrap(), "the test of disks over NBD needs the package qemu-utils");
-    // QEMU's user connects to the server itself.
-    fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    let socket = lab.dir.path().join("nbd.sock");
-    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
-    // The socket is there before the server, which gets it the way systemd would give it.
-    let mut command = Command::new("/bin/sh");
-    command
-        .args(["-c", "exec env LISTEN_PID=$$ LISTEN_FDS=1 qemu-nbd -t -f raw -x run-1 \"$0\" 3<&0"])
-        .arg(lab.disk())
-        .stdin(OwnedFd::from(listener));
-    let _server = NbdServer(command.spawn().unwrap());
-    let nbd = DiskSource::Nbd { socket, export: "run-1".into(), reconnect_delay_s: 60 };
+    let (_server, nbd) = lab.serve_disk();
     let second = lab.dir.path().join("disk1.raw");
     File::create(&second).unwrap().set_len(1 << 20).unwrap();
     let file = DiskSource::File { path: second, direct: false, aio: Aio::Threads };

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use hypervisor::{
     Error, Event, EventKind, Hypervisor, LiveState, MachineSpec, MigrateOptions, Migrated, MigrationPhase,
-    MigrationProgress, Qemu, Running, StopReason,
+    MigrationProgress, NicModel, NicSpec, Qemu, Running, StopReason,
 };
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
-use super::lab::{Counter, Lab, NEVER, pid, soon};
+use super::lab::{Counter, Lab, NEVER, pid, soon, tap};
 
 /// A guest that runs at the source, and a destination that waits for it.
 struct Pair {
@@ -32,18 +34,83 @@ struct Pair {
 struct UnderWay {
     sent: JoinHandle<Result<Migrated, Error>>,
     received: JoinHandle<Result<(), Error>>,
+    tunnel: Tunnel,
+}
+
+/// Carries the bytes between both sides. Stops in the middle, until it is told to go on.
+struct Tunnel {
+    gate: watch::Sender<Gate>,
+    task: JoinHandle<()>,
+}
+
+impl Tunnel {
+    /// A tunnel with its two ends.
+    fn new() -> (Tunnel, OwnedFd, OwnedFd) {
+        let ((near, ours), (theirs, far)) = (sockets(), sockets());
+        // What is on its way is less than a half.
+        setsockopt(&near, sockopt::SndBuf, &4096).unwrap();
+        setsockopt(&theirs, sockopt::SndBuf, &4096).unwrap();
+        let gate = watch::Sender::new(Gate::Ahead);
+        let task = tokio::spawn(carry(stream(ours), stream(theirs), gate.clone()));
+        (Tunnel { gate, task }, near, far)
+    }
+
+    fn open(&self) {
+        self.gate.send_replace(Gate::Open);
+    }
+}
+
+/// The middle of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Ahead,
+    Shut,
+    Open,
+}
+
+/// Bytes of a migration that are carried before the middle.
+const FIRST_HALF: u64 = 64 * 1024;
+
+async fn carry(source: tokio::net::UnixStream, target: tokio::net::UnixStream, gate: watch::Sender<Gate>) {
+    let (mut from_source, mut to_source) = source.into_split();
+    let (mut from_target, mut to_target) = target.into_split();
+    let there = async {
+        tokio::io::copy(&mut (&mut from_source).take(FIRST_HALF), &mut to_target).await?;
+        gate.send_replace(Gate::Shut);
+        let _ = gate.subscribe().wait_for(|gate| *gate == Gate::Open).await;
+        tokio::io::copy(&mut from_source, &mut to_target).await?;
+        to_target.shutdown().await?;
+        std::future::pending::<std::io::Result<()>>().await
+    };
+    tokio::select! {
+        // Somebody went away.
+        _ = there => {}
+        _ = tokio::io::copy(&mut from_target, &mut to_source) => {}
+    }
+}
+
+fn stream(fd: OwnedFd) -> tokio::net::UnixStream {
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(true).unwrap();
+    tokio::net::UnixStream::from_std(stream).unwrap()
 }
 
 impl Pair {
     async fn new() -> Pair {
         let lab = Lab::new();
+        let spec = lab.spec();
+        Pair::of(lab, spec).await
+    }
+
+    async fn of(lab: Lab, spec: MachineSpec) -> Pair {
         let source = Arc::new(Qemu::new(lab.config()));
-        let running = soon("the start", source.start(&lab.spec())).await.unwrap();
+        let running = soon("the start", source.start(&spec)).await.unwrap();
         source.resume("run-1").await.unwrap();
         let mut counter = Counter::attach(&source, "run-1").await;
         counter.passes(3).await;
         let target = Arc::new(Qemu::new(lab.config_of("target")));
-        let waiting = soon("the start", target.start_incoming(&incoming(&lab, &running))).await.unwrap();
+        let spec = MachineSpec { run: "run-2".into(), machine: Some(running.machine.clone()), ..spec };
+        let waiting = soon("the start", target.start_incoming(&spec)).await.unwrap();
         assert_eq!(waiting.state, LiveState::Incoming);
         Pair { lab, source, target, counter, running, waiting }
     }
@@ -65,17 +132,19 @@ impl Pair {
 
     /// Begins a migration that is in its middle when this returns.
     async fn begin(&self, options: MigrateOptions) -> UnderWay {
-        let (near, far) = sockets();
+        let (tunnel, near, far) = Tunnel::new();
         let (progress, mut seen) = watch::channel(MigrationProgress::default());
         let (source, target) = (Arc::clone(&self.source), Arc::clone(&self.target));
         let sent = tokio::spawn(async move { source.migrate_out("run-1", near, &options, progress).await });
         let received = tokio::spawn(async move { target.accept("run-2", far, NEVER).await });
-        let middle = |progress: &MigrationProgress| progress.transferred > 0 && progress.remaining > 0;
-        let reached = soon("the middle", seen.wait_for(middle)).await.is_ok();
-        assert!(reached, "the migration ended before its middle");
+        let half = async {
+            tunnel.gate.subscribe().wait_for(|gate| *gate == Gate::Shut).await.unwrap();
+            seen.wait_for(|progress| progress.transferred > 0 && progress.remaining > 0).await.unwrap();
+        };
+        soon("the middle", half).await;
         assert_eq!(state(&self.source).await, Some(LiveState::Migrating));
         assert_eq!(state(&self.target).await, Some(LiveState::Incoming));
-        UnderWay { sent, received }
+        UnderWay { sent, received, tunnel }
     }
 
     /// The guest still runs at the source.
@@ -87,6 +156,7 @@ impl Pair {
 }
 
 impl UnderWay {
+    /// Waits for its end.
     async fn outcome(self) -> (Result<Migrated, Error>, Result<(), Error>) {
         let both = async { tokio::join!(self.sent, self.received) };
         let (sent, received) = soon("the migration's end", both).await;
@@ -105,11 +175,6 @@ fn sockets() -> (OwnedFd, OwnedFd) {
 
 fn fast() -> MigrateOptions {
     MigrateOptions { max_bandwidth: None, downtime_limit: Duration::from_millis(100), timeout: NEVER }
-}
-
-/// So slow that it is not over before the test is.
-fn slow() -> MigrateOptions {
-    MigrateOptions { max_bandwidth: Some(4096), ..fast() }
 }
 
 async fn state(driver: &Qemu) -> Option<LiveState> {
@@ -194,6 +259,24 @@ async fn a_guest_goes_on_at_the_destination_with_its_memory_and_not_before_it_is
 }
 
 #[tokio::test]
+async fn a_guest_with_a_disk_over_nbd_and_a_network_card_migrates() {
+    let lab = Lab::new();
+    let (_server, nbd) = lab.serve_disk();
+    let mut spec = lab.spec();
+    spec.disks[0].source = nbd;
+    let (id, mac) = ("nic0".to_owned(), "aa:00:00:fa:3a:3f".to_owned());
+    spec.nics.push(NicSpec { id, mac, tap: Arc::new(tap()), model: NicModel::Virtio });
+    let pair = Pair::of(lab, spec).await;
+    pair.migrate().await;
+    let last = printed(&pair.lab);
+    pair.source.destroy("run-1").await.unwrap();
+    let mut counter = Counter::attach(&pair.target, "run-2").await;
+    pair.target.resume("run-2").await.unwrap();
+    pair.target.announce("run-2").await.unwrap();
+    counter.passes(last + 2).await;
+}
+
+#[tokio::test]
 async fn after_a_complete_migration_the_source_can_go_on_instead() {
     let mut pair = Pair::new().await;
     pair.migrate().await;
@@ -222,7 +305,7 @@ async fn a_paused_guest_arrives_paused() {
 #[tokio::test]
 async fn a_cancelled_migration_lets_the_source_run_on() {
     let mut pair = Pair::new().await;
-    let under_way = pair.begin(slow()).await;
+    let under_way = pair.begin(fast()).await;
     let paused = pair.source.pause("run-1").await.unwrap_err();
     assert!(paused.to_string().contains("can't pause instance vm1"), "{paused}");
     let (again, _far) = sockets();
@@ -231,6 +314,7 @@ async fn a_cancelled_migration_lets_the_source_run_on() {
     assert!(matches!(again, Error::WrongState { state: LiveState::Migrating, .. }), "{again}");
     pair.source.migrate_cancel("run-1").await.unwrap();
     assert_eq!(state(&pair.source).await, Some(LiveState::Running), "it is over when cancel returns");
+    under_way.tunnel.open();
     let (sent, received) = under_way.outcome().await;
     assert!(
         matches!(&sent, Err(Error::Cancelled { instance, run, .. }) if instance == "vm1" && run == "run-1"),
@@ -248,9 +332,8 @@ async fn a_cancelled_migration_lets_the_source_run_on() {
 #[tokio::test]
 async fn a_migration_that_takes_too_long_is_cancelled() {
     let mut pair = Pair::new().await;
-    let under_way = pair.begin(MigrateOptions { timeout: Duration::from_secs(1), ..slow() }).await;
-    let (sent, _) = under_way.outcome().await;
-    let message = sent.unwrap_err().to_string();
+    let under_way = pair.begin(MigrateOptions { timeout: Duration::from_secs(1), ..fast() }).await;
+    let message = soon("the end", under_way.sent).await.unwrap().unwrap_err().to_string();
     assert!(message.contains("vm1") && message.contains("not done within 1s"), "{message}");
     pair.runs_on().await;
 }
@@ -270,7 +353,7 @@ async fn a_destination_without_a_source_gives_up_and_can_be_destroyed() {
 #[tokio::test]
 async fn a_destination_that_dies_in_the_middle_lets_the_source_run_on() {
     let mut pair = Pair::new().await;
-    let under_way = pair.begin(slow()).await;
+    let under_way = pair.begin(fast()).await;
     killed(&pair.waiting);
     let (sent, received) = under_way.outcome().await;
     let sent = sent.unwrap_err();
@@ -283,8 +366,9 @@ async fn a_destination_that_dies_in_the_middle_lets_the_source_run_on() {
 async fn a_source_that_dies_in_the_middle_leaves_no_half_guest() {
     let pair = Pair::new().await;
     let mut events = pair.target.events();
-    let under_way = pair.begin(slow()).await;
+    let under_way = pair.begin(fast()).await;
     killed(&pair.running);
+    under_way.tunnel.open();
     let (sent, received) = under_way.outcome().await;
     assert!(sent.unwrap_err().to_string().contains("QEMU died of SIGKILL"));
     let received = received.unwrap_err().to_string();
@@ -292,6 +376,18 @@ async fn a_source_that_dies_in_the_middle_leaves_no_half_guest() {
     assert_eq!(state(&pair.target).await, None);
     let stopped = soon("an event", events.recv()).await.unwrap().kind;
     assert!(matches!(stopped, EventKind::Stopped(StopReason::Crashed { .. })), "{stopped:?}");
+}
+
+#[tokio::test]
+async fn the_end_of_the_tunnel_in_the_middle_is_the_end_of_the_migration() {
+    let mut pair = Pair::new().await;
+    let under_way = pair.begin(fast()).await;
+    under_way.tunnel.task.abort();
+    let (sent, received) = under_way.outcome().await;
+    assert!(matches!(sent, Err(Error::Migration { .. })), "{sent:?}");
+    assert!(received.is_err());
+    assert_eq!(state(&pair.target).await, None);
+    pair.runs_on().await;
 }
 
 #[tokio::test]
@@ -324,11 +420,13 @@ async fn a_destination_that_does_not_fit_is_refused_in_qemu_s_words() {
 }
 
 /// Lets go of both drivers as the end of their daemons would, and returns later ones.
-async fn restart(pair: Pair, under_way: Option<UnderWay>) -> (Lab, Arc<Qemu>, Arc<Qemu>) {
+async fn restart(pair: Pair, under_way: Option<UnderWay>) -> (Lab, Arc<Qemu>, Arc<Qemu>, Option<Tunnel>) {
+    let mut tunnel = None;
     if let Some(under_way) = under_way {
         under_way.sent.abort();
         under_way.received.abort();
         let _ = tokio::join!(under_way.sent, under_way.received);
+        tunnel = Some(under_way.tunnel);
     }
     let Pair { lab, source, target, .. } = pair;
     let drop = |driver: Arc<Qemu>| Arc::into_inner(driver).expect("somebody else has the driver");
@@ -337,13 +435,13 @@ async fn restart(pair: Pair, under_way: Option<UnderWay>) -> (Lab, Arc<Qemu>, Ar
     let target = Arc::new(Qemu::new(lab.config_of("target")));
     assert_eq!(soon("adoption", source.adopt()).await.unwrap().running.len(), 1);
     assert_eq!(soon("adoption", target.adopt()).await.unwrap().running.len(), 1);
-    (lab, source, target)
+    (lab, source, target, tunnel)
 }
 
 #[tokio::test]
 async fn later_daemons_find_both_sides_as_they_are_before_a_migration() {
     let pair = Pair::new().await;
-    let (_lab, source, target) = restart(pair, None).await;
+    let (_lab, source, target, _) = restart(pair, None).await;
     assert_eq!(state(&source).await, Some(LiveState::Running));
     assert_eq!(state(&target).await, Some(LiveState::Incoming));
     assert!(target.resume("run-2").await.is_err());
@@ -352,9 +450,9 @@ async fn later_daemons_find_both_sides_as_they_are_before_a_migration() {
 #[tokio::test]
 async fn later_daemons_find_both_sides_as_they_are_in_the_middle() {
     let pair = Pair::new().await;
-    let under_way = pair.begin(slow()).await;
-    // The sockets go directly from QEMU to QEMU here, so this migration outlives the daemons.
-    let (lab, source, target) = restart(pair, Some(under_way)).await;
+    let under_way = pair.begin(fast()).await;
+    // The tunnel is the test's, so this migration outlives the daemons.
+    let (lab, source, target, _tunnel) = restart(pair, Some(under_way)).await;
     assert_eq!(state(&source).await, Some(LiveState::Migrating));
     assert_eq!(state(&target).await, Some(LiveState::Incoming));
     assert!(target.resume("run-2").await.is_err());
@@ -366,8 +464,9 @@ async fn later_daemons_find_both_sides_as_they_are_in_the_middle() {
 #[tokio::test]
 async fn later_daemons_learn_of_the_end_of_a_migration_that_outlived_the_earlier_ones() {
     let pair = Pair::new().await;
-    let under_way = pair.begin(MigrateOptions { max_bandwidth: Some(1 << 20), ..fast() }).await;
-    let (lab, source, target) = restart(pair, Some(under_way)).await;
+    let under_way = pair.begin(fast()).await;
+    let (lab, source, target, tunnel) = restart(pair, Some(under_way)).await;
+    tunnel.unwrap().open();
     becomes(&source, LiveState::PostMigrate).await;
     becomes(&target, LiveState::Paused).await;
     let last = printed(&lab);
@@ -381,7 +480,7 @@ async fn later_daemons_learn_of_the_end_of_a_migration_that_outlived_the_earlier
 async fn later_daemons_find_both_sides_as_they_are_after_the_switch() {
     let pair = Pair::new().await;
     pair.migrate().await;
-    let (lab, source, target) = restart(pair, None).await;
+    let (lab, source, target, _) = restart(pair, None).await;
     assert_eq!(state(&source).await, Some(LiveState::PostMigrate));
     assert_eq!(state(&target).await, Some(LiveState::Paused));
     let last = printed(&lab);
