@@ -28,7 +28,7 @@ cargo build --quiet --locked --workspace --bins
 say 'tests'
 # shellcheck disable=SC2086 # one argument a word
 if cargo nextest --version >/dev/null 2>&1; then
-	cargo nextest run --locked --workspace $skip
+	cargo nextest run --locked --no-fail-fast --workspace $skip
 	cargo test --quiet --locked --workspace --doc $skip
 else
 	cargo test --locked --workspace $skip

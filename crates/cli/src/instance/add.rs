@@ -22,7 +22,7 @@ pub(super) const EXAMPLES: &str = "EXAMPLES
 
 /// Names of the disk templates, for clap, which shows them where another one is given.
 fn template() -> clap::builder::PossibleValuesParser {
-    DiskTemplate::ALL.map(DiskTemplate::name).into()
+    DiskTemplate::AVAILABLE.map(DiskTemplate::name).into()
 }
 
 #[derive(Args)]
