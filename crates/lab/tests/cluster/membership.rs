@@ -152,7 +152,7 @@ fn bad_input_is_refused_and_changes_nothing() {
         ),
         ("gnt-instance console vm1".to_owned(), 1, &["vm1"]),
         ("gnt-instance remove -f nosuch".to_owned(), 1, &["unknown_entity", "Instance 'nosuch' not known"]),
-        ("gnt-instance remove vm1 </dev/null".to_owned(), 1, &["no terminal"]),
+        ("gnt-instance remove vm1 </dev/null".to_owned(), 13, &["no terminal"]),
         ("gnt-instance modify -B memory=lots vm1".to_owned(), 1, &["Parameter Error: Invalid value 'lots'"]),
         ("gnt-cluster master-failover".to_owned(), 1, &["wrong_input", "node01 is already the master"]),
         ("gnt-cluster init cluster01".to_owned(), 1, &["wrong_state", "Cluster is already initialised"]),

@@ -119,13 +119,17 @@ impl Cluster {
         self.ok(seen_by, "gnt-cluster getmaster").trim().to_owned()
     }
 
+    pub fn wait_for_jobs(&self, on: &str) {
+        eventually("all jobs have ended", || {
+            self.table(on, "job", "id,status").iter().all(|job| ["success", "error", "canceled"].contains(&&*job[1]))
+        });
+    }
+
     /// Nothing is half done: no job is unfinished; each instance has its disk, and no disk is without its instance; each
     /// that is said to run has its one QEMU, and no QEMU is without its instance; `verify` finds nothing.
     #[track_caller]
     pub fn assert_whole(&self, on: &str) {
-        eventually("all jobs have ended", || {
-            self.table(on, "job", "id,status").iter().all(|job| ["success", "error", "canceled"].contains(&&*job[1]))
-        });
+        self.wait_for_jobs(on);
         let instances = self.table(on, "instance", "name,pnode,status,disk_template");
         for node in self.status().unwrap().into_iter().map(|status| status.name).filter(|name| name != "client") {
             let node = node.as_str();
