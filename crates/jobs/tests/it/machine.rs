@@ -122,8 +122,10 @@ impl Machine {
                 let guest = Guest { id: spec.id, name: spec.name.clone(), paused: *paused, resets: 0 };
                 self.guests.entry(*run).or_insert(guest);
             }
-            Call::Stop { run, timeout, .. } => {
+            Call::Stop { run, id, timeout, .. } => {
                 let ran = self.guests.remove(run).is_some();
+                // What was made for the instance is taken away with the run: that must not be another one's.
+                assert!(self.guests.values().all(|guest| guest.id != *id), "an old run is ended under a new one");
                 self.ended.insert(*run);
                 return Ok(Reply::Stopped(match ran {
                     false => Stopped::NotRunning,
