@@ -25,7 +25,9 @@ impl Transport for Wire {
         let address = address
             .parse()
             .map_err(|error| TransportError::Unreachable(format!("'{address}' is no address: {error}")))?;
-        self.0.call_json(to.0, address, Lane::Raft, RAFT_PATH, &request, within).await.map_err(|error| match error {
+        // Heartbeats don't wait behind a snapshot of the whole state.
+        let lane = if request.is_bulk() { Lane::Bulk } else { Lane::Raft };
+        self.0.call_json(to.0, address, lane, RAFT_PATH, &request, within).await.map_err(|error| match error {
             CallError::Refused { fault, .. } => TransportError::Refused(fault.message),
             CallError::Deadline { .. } => TransportError::Timeout,
             other => TransportError::Unreachable(crate::chain(&other)),
