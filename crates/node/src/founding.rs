@@ -60,6 +60,15 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
             ),
         ));
     }
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
+        return Err(Failure::refused(
+            ErrorCode::EnvironmentError,
+            format!(
+                "The cluster name '{}' resolves to {address}, which can't be a cluster's address",
+                init.cluster_name
+            ),
+        ));
+    }
     if own == address {
         return Err(refused(format!(
             "The cluster name '{}' and this host's name resolve to the same address {own}; the cluster needs one of its own",
@@ -161,8 +170,9 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
 }
 
 fn check_mac_prefix(prefix: &str) -> Result<(), Failure> {
-    let octets: Vec<Option<u8>> =
-        prefix.split(':').map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None }).collect();
+    let digits = |part: &str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let octet = |part| if digits(part) { u8::from_str_radix(part, 16).ok() } else { None };
+    let octets: Vec<Option<u8>> = prefix.split(':').map(octet).collect();
     match octets.as_slice() {
         [Some(first), Some(_), Some(_)] if first & 1 == 0 => Ok(()),
         _ => Err(Failure::refused(
@@ -186,13 +196,46 @@ async fn check_address(netdev: &str, own: Ipv4Addr, cluster: Ipv4Addr) -> Result
     if !addresses.iter().any(|(address, _)| *address == own) {
         return Err(environment(format!("This host's address {own} is not on the master network device '{netdev}'")));
     }
-    let probe = tokio::net::TcpStream::connect((cluster, opcodes::wire::NODE_PORT));
     let own_already = addresses.iter().any(|(address, _)| *address == cluster);
-    if !own_already && matches!(tokio::time::timeout(PROBE, probe).await, Ok(Ok(_))) {
+    if !own_already && is_taken(cluster, opcodes::wire::NODE_PORT).await {
         return Err(Failure::refused(
             ErrorCode::ResourceNotUnique,
-            format!("Cluster IP {cluster} already active: another cluster answers there"),
+            format!("Cluster IP {cluster} already active: a machine answers there"),
         ));
     }
     Ok(())
+}
+
+/// Whether some machine has that address: one that takes the connection, or one that refuses it.
+async fn is_taken(address: Ipv4Addr, port: u16) -> bool {
+    let probe = tokio::net::TcpStream::connect((address, port));
+    match tokio::time::timeout(PROBE, probe).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_is_taken_also_where_the_port_is_closed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(is_taken(Ipv4Addr::LOCALHOST, port).await);
+        drop(listener);
+        assert!(is_taken(Ipv4Addr::LOCALHOST, port).await);
+    }
+
+    #[test]
+    fn a_mac_prefix_is_three_octets_of_a_single_machine() {
+        for good in ["aa:00:00", "52:54:00"] {
+            check_mac_prefix(good).unwrap();
+        }
+        for bad in ["", "aa:00", "aa:00:00:00", "a:00:00", "+a:00:00", "ab:00:00", "gg:00:00"] {
+            assert!(check_mac_prefix(bad).is_err(), "{bad}");
+        }
+    }
 }
