@@ -52,12 +52,15 @@ pub fn run(args: DaemonArgs) -> anyhow::Result<ExitCode> {
         LogFormat::Json => log.json().init(),
     }
     raise_file_limit();
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
         .build()
-        .context("can't start the daemon's threads")?
-        .block_on(serve(args))
+        .context("can't start the daemon's threads")?;
+    let code = runtime.block_on(serve(args));
+    // A name that is being looked up, or a slow disk, must not hold up the end.
+    runtime.shutdown_background();
+    code
 }
 
 async fn serve(args: DaemonArgs) -> anyhow::Result<ExitCode> {
@@ -77,14 +80,18 @@ async fn serve(args: DaemonArgs) -> anyhow::Result<ExitCode> {
     let daemon = node::start(config).await.context("can't start the daemon")?;
     let api = api::serve_socket(daemon.handle(), &socket).await.context("can't open the API's socket")?;
     tracing::info!(version = node::VERSION, socket = %socket.display(), "ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let code = tokio::select! {
+        _ = terminate.recv() => ExitCode::SUCCESS,
+        _ = interrupt.recv() => ExitCode::SUCCESS,
+        reason = daemon.failed() => {
+            tracing::error!(reason, "this daemon can't go on");
+            ExitCode::FAILURE
+        }
+    };
     tracing::info!("ending; guests go on running");
     drop(api);
     daemon.shutdown().await;
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// As many open files as the system allows: each connection and each guest takes some, and the usual 1,024 are few.

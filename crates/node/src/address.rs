@@ -18,6 +18,9 @@ pub struct AddressKeeper {
 }
 
 struct Held {
+    at: Ipv4Addr,
+    netmask: u8,
+    netdev: String,
     /// Goes on for two seconds after the address came up.
     announcement: arp::Announcement,
     looked: Instant,
@@ -39,7 +42,7 @@ impl AddressKeeper {
         }
         address::add(&net, netdev, at, netmask).await.map_err(failed)?;
         let announcement = arp::announce(&net, netdev, at).await.map_err(failed)?;
-        *held = Some(Held { announcement, looked: Instant::now() });
+        *held = Some(Held { at, netmask, netdev: netdev.to_owned(), announcement, looked: Instant::now() });
         Ok(())
     }
 
@@ -49,12 +52,27 @@ impl AddressKeeper {
         if let Some(held) = held.take() {
             held.announcement.cancel().await;
         }
-        let net = Netlink::open().map_err(failed)?;
-        match address::remove(&net, netdev, at, netmask).await {
-            // Without the interface there is no address on it.
-            Err(network::Error::NoSuchInterface(_)) => Ok(()),
-            outcome => outcome.map_err(failed),
+        remove(at, netmask, netdev).await
+    }
+
+    /// Takes off what was brought up, whatever the cluster's address is by now.
+    pub async fn release(&self) -> Result<(), Failure> {
+        match self.held.lock().await.take() {
+            None => Ok(()),
+            Some(held) => {
+                held.announcement.cancel().await;
+                remove(held.at, held.netmask, &held.netdev).await
+            }
         }
+    }
+}
+
+async fn remove(at: Ipv4Addr, netmask: u8, netdev: &str) -> Result<(), Failure> {
+    let net = Netlink::open().map_err(failed)?;
+    match address::remove(&net, netdev, at, netmask).await {
+        // Without the interface there is no address on it.
+        Err(network::Error::NoSuchInterface(_)) => Ok(()),
+        outcome => outcome.map_err(failed),
     }
 }
 

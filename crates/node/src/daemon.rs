@@ -1,34 +1,37 @@
 //! The daemon's life: outside a cluster, inside one, and from one to the other.
 
-use std::fs::{File, TryLockError};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use axum::extract::State as Shared;
-use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
 use consensus::{Log, NodeInfo};
+use futures::FutureExt as _;
 use jobs::Handle;
 use model::NodeId;
 use opcodes::wire::{Init, Join, NodeStatus, Request};
 use opcodes::{ErrorCode, Failure};
-use rpc::{Client, Identity, JoinRequest, Server, TlsServer};
+use rpc::{Client, Identity, Server, TlsServer};
 use serde_json::Value;
-use tokio::sync::{Mutex, RwLock};
+use tokio::sync::{Mutex, RwLock, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::agent::Agent;
 use crate::config::Config;
+use crate::home::{self, Home};
 use crate::member::{Member, PeerService};
 use crate::transport::Wire;
 use crate::{founding, joining, requests};
 
 /// How long an answer that is under way may take to leave before this node forgets the cluster.
 const LAST_WORDS: Duration = Duration::from_millis(300);
+/// How long a node that was let in waits for the log: longer than the master tries to bring it.
+const ENROLMENT: Duration = Duration::from_secs(60);
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +59,13 @@ pub enum StartError {
         #[source]
         source: rpc::IdentityError,
     },
+    /// The node is in a cluster, but has nothing of its log.
+    #[error(
+        "this node's copy of the cluster's log is missing from {}, and without it the node must not vote; \
+         take it out of the cluster on the master, clear the state directory and add it again",
+        .0.display()
+    )]
+    LogMissing(PathBuf),
     /// The store of the replicated log is damaged, or belongs to something else.
     #[error(transparent)]
     Store(#[from] consensus::StoreError),
@@ -85,12 +95,17 @@ pub enum StartError {
 /// The daemon of this node.
 pub struct Daemon {
     config: Arc<Config>,
+    home: Arc<Home>,
     agent: Arc<Agent>,
     phase: RwLock<Option<Inside>>,
     /// Held while the phase changes, which takes longer than a request should wait for a lock.
     changing: Mutex<()>,
-    /// Locked for as long as the daemon lives.
-    _lock: File,
+    /// Set when the daemon is to end: a change of the phase that is under way is given up.
+    ending: watch::Sender<bool>,
+    /// Why the daemon can't go on.
+    failed: watch::Sender<Option<String>>,
+    /// Locked for as long as the daemon lives: guests and sockets are there.
+    _run_dir_lock: File,
 }
 
 /// In a cluster.
@@ -107,38 +122,34 @@ struct Inside {
 /// # Errors
 /// See [`StartError`]; nothing of the node's state was changed then.
 pub async fn start(config: Config) -> Result<Arc<Daemon>, StartError> {
-    for folder in [&config.state_dir, &config.run_dir, &config.log_dir] {
-        std::fs::create_dir_all(folder).map_err(|source| StartError::Files {
-            what: "create",
-            path: folder.clone(),
-            source,
-        })?;
+    let home = Arc::new(Home::open(&config.state_dir)?);
+    for folder in [&config.run_dir, &config.log_dir] {
+        std::fs::create_dir_all(folder).map_err(home::failed("create", folder))?;
     }
-    let lock = lock(&config.state_dir.join("lock"))?;
+    let run_dir_lock = home::lock(&config.run_dir)?;
+    let identity = home.identity()?;
     let config = Arc::new(config);
     let agent = Agent::start(Arc::clone(&config)).await.map_err(StartError::Agent)?;
-    let daemon = Arc::new(Daemon { config, agent, phase: RwLock::new(None), changing: Mutex::default(), _lock: lock });
-    let folder = daemon.identity_dir();
-    match Identity::load(&folder).map_err(|source| StartError::Identity { path: folder, source })? {
+    let daemon = Arc::new(Daemon {
+        config,
+        home,
+        agent,
+        phase: RwLock::new(None),
+        changing: Mutex::default(),
+        ending: watch::Sender::new(false),
+        failed: watch::Sender::new(None),
+        _run_dir_lock: run_dir_lock,
+    });
+    match identity {
         Some(identity) => {
             let identity = Arc::new(identity);
             let log = daemon.open_log(&identity).await?;
             daemon.enter(identity, log).await?;
         }
-        // What an interrupted `init` or `join` left is of no cluster.
-        None => daemon.forget()?,
+        // What an interrupted `init`, `join` or removal left is of no cluster.
+        None => daemon.home.forget()?,
     }
     Ok(daemon)
-}
-
-fn lock(path: &Path) -> Result<File, StartError> {
-    let failed = |source| StartError::Files { what: "open", path: path.to_owned(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StartError::InUse(path.parent().unwrap_or(path).to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
 }
 
 impl Daemon {
@@ -147,48 +158,29 @@ impl Daemon {
         Arc::new(Door(Arc::clone(self)))
     }
 
-    fn identity_dir(&self) -> PathBuf {
-        self.config.state_dir.join("identity")
-    }
-
-    fn log_dir(&self) -> PathBuf {
-        self.config.state_dir.join("raft")
+    /// Resolves when the daemon can't go on, and says why. Its state is as it was written last; a restart goes on from it, or
+    /// says what is in the way.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The sender lives as long as this daemon.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     async fn open_log(&self, identity: &Arc<Identity>) -> Result<(Arc<dyn Log>, Client), StartError> {
         let client = Client::new(Arc::clone(identity));
         let id = NodeId(identity.node_id());
-        let folder = self.log_dir();
-        std::fs::create_dir_all(&folder).map_err(|source| StartError::Files {
-            what: "create",
-            path: folder.clone(),
-            source,
-        })?;
+        let folder = self.home.make_log_dir()?;
         let opened = tokio::task::spawn_blocking(move || consensus::Store::open(&folder, id, None));
         let store = match opened.await {
             Ok(store) => store?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let config = consensus::Config { caretaker: self.witness_mark().exists(), ..consensus::Config::default() };
+        let config = consensus::Config { caretaker: self.home.is_witness(), ..consensus::Config::default() };
         let log = consensus::start(store, config, Arc::new(Wire(client.clone()))).await?;
         Ok((log, client))
-    }
-
-    /// A file that says that this node is a witness. The log has to know before it can read its state.
-    fn witness_mark(&self) -> PathBuf {
-        self.config.state_dir.join("witness")
-    }
-
-    fn mark_witness(&self, is_witness: bool) {
-        let path = self.witness_mark();
-        let outcome = match is_witness {
-            true if !path.exists() => std::fs::write(&path, ""),
-            false if path.exists() => std::fs::remove_file(&path),
-            _ => Ok(()),
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(%error, path = %path.display(), "this node's part in elections is not noted");
-        }
     }
 
     /// Becomes a member of a cluster, for good or again.
@@ -197,7 +189,14 @@ impl Daemon {
         identity: Arc<Identity>,
         (log, client): (Arc<dyn Log>, Client),
     ) -> Result<(), StartError> {
-        let member = Member::new(Arc::clone(&self.config), Arc::clone(&identity), log, client, Arc::clone(&self.agent));
+        let member = Member::new(
+            Arc::clone(&self.config),
+            Arc::clone(&self.home),
+            Arc::clone(&identity),
+            log,
+            client,
+            Arc::clone(&self.agent),
+        );
         let admit = {
             let member = Arc::clone(&member);
             Arc::new(move |peer: &rpc::PeerIdentity| member.admits(peer))
@@ -207,57 +206,66 @@ impl Daemon {
         let server = Server::bind(everywhere(self.config.node_port), &identity, admit, service).await?;
         let listener = rpc::serve::bind(everywhere(self.config.api_port)).await?;
         let tls = rpc::join::join_server_config(&identity)?;
-        let router = Router::new()
-            .route(rpc::join::JOIN_PATH, axum::routing::post(join_endpoint))
-            .with_state(Arc::clone(&member));
-        let api = rpc::serve_tls(listener, tls, router).map_err(StartError::Serve)?;
-        let duties = member.spawn_duties();
+        let api = rpc::serve_tls(listener, tls, joining::router(Arc::clone(&member))).map_err(StartError::Serve)?;
+        let mut duties = JoinSet::new();
+        duties.spawn(self.essential("leading", crate::office::lead(Arc::clone(&member))));
+        duties.spawn(self.essential("reporting this boot", crate::member::report_boot(Arc::clone(&member))));
+        duties.spawn(watch_log(Arc::clone(&member), self.failed.clone()));
         let watcher = tokio::spawn(watch_membership(Arc::downgrade(self), Arc::clone(&member)));
         *self.phase.write().await = Some(Inside { member, server, api, duties, watcher });
         Ok(())
     }
 
+    /// What a member must never stop doing. If it ends in a bug, the daemon ends rather than go on as half a member.
+    fn essential<D>(&self, what: &'static str, duty: D) -> impl Future<Output = ()> + use<D>
+    where
+        D: Future<Output = ()>,
+    {
+        let failed = self.failed.clone();
+        async move {
+            if AssertUnwindSafe(duty).catch_unwind().await.is_err() {
+                failed.send_replace(Some(format!("{what} ended in a bug; the lines before this one say where")));
+            }
+        }
+    }
+
     /// Leaves the cluster and forgets it. What runs goes on running; the cluster saw to that before.
     async fn leave(&self) -> Result<(), StartError> {
-        let Some(mut inside) = self.phase.write().await.take() else { return Ok(()) };
+        let Some(inside) = self.phase.write().await.take() else { return Ok(()) };
+        self.stop(inside).await;
+        self.home.forget()
+    }
+
+    /// Ends the daemon in good order: what is under way is given up, the cluster's address dropped, the log closed. Guests go
+    /// on.
+    pub async fn shutdown(&self) {
+        self.ending.send_replace(true);
+        let _changing = self.changing.lock().await;
+        if let Some(inside) = self.phase.write().await.take() {
+            self.stop(inside).await;
+        }
+    }
+
+    /// Stops being a member.
+    async fn stop(&self, mut inside: Inside) {
         inside.watcher.abort();
         inside.duties.shutdown().await;
+        // Nobody brings it up any more.
+        if let Err(failure) = self.agent.address.release().await {
+            tracing::error!(failure = failure.text, "the cluster's address could not be taken off this node");
+        }
         inside.server.shutdown().await;
         inside.api.shutdown().await;
         inside.member.log.shutdown().await;
-        self.forget()
     }
 
-    /// Removes identity and log. The identity first: without it the rest counts for nothing.
-    fn forget(&self) -> Result<(), StartError> {
-        self.mark_witness(false);
-        for path in [self.identity_dir(), self.log_dir()] {
-            match std::fs::remove_dir_all(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(StartError::Files { what: "remove", path, source });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the daemon in good order: the address is dropped, the log closed. Guests go on.
-    pub async fn shutdown(&self) {
-        let _changing = self.changing.lock().await;
-        if let Some(mut inside) = self.phase.write().await.take() {
-            inside.watcher.abort();
-            inside.duties.shutdown().await;
-            let state = inside.member.state();
-            if let (Some(cluster), Some(owner)) = (&state.cluster, state.address_owner)
-                && owner == inside.member.id
-                && let Err(failure) = self.agent.address.down(cluster.address, cluster.netmask, &cluster.netdev).await
-            {
-                tracing::error!(failure = failure.text, "the cluster's address could not be taken off this node");
-            }
-            inside.server.shutdown().await;
-            inside.api.shutdown().await;
-            inside.member.log.shutdown().await;
+    /// Carries out a change of the phase, unless the daemon is to end.
+    async fn unless_ending(&self, change: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+        let mut ending = self.ending.subscribe();
+        tokio::select! {
+            biased;
+            _ = ending.wait_for(|ending| *ending) => Err(Failure::failed("The daemon of this node is being stopped")),
+            outcome = change => outcome,
         }
     }
 
@@ -272,12 +280,7 @@ impl Daemon {
         }
         let founding = founding::prepare(&self.config, init).await?;
         let outcome = self.found(founding).await;
-        if outcome.is_err()
-            && let Err(error) = self.leave().await.and_then(|()| self.forget())
-        {
-            tracing::error!(error = crate::chain(&error), "what 'init' had begun could not be removed");
-        }
-        outcome.map_err(|error| Failure::failed(crate::chain(&error)))
+        self.or_as_before(outcome).await
     }
 
     async fn found(self: &Arc<Self>, founding: founding::Founding) -> Result<(), StartError> {
@@ -291,8 +294,7 @@ impl Daemon {
         drop(statuses);
         log.propose(founding.proposal).await.map_err(|error| unfounded(&error))?;
         // Only now: with an identity the node is in the cluster for good.
-        let path = self.identity_dir();
-        identity.save(&path).map_err(|source| StartError::Identity { path, source })?;
+        self.home.settle(&identity)?;
         self.enter(identity, (log, client)).await?;
         let member = self.member().await.ok_or_else(|| StartError::Founding("it was left at once".into()))?;
         let mut offices = member.office.subscribe();
@@ -302,45 +304,69 @@ impl Daemon {
         }
     }
 
+    /// After an `init` or `join` that failed half-way the node is in no cluster, as it was before.
+    async fn or_as_before(&self, outcome: Result<(), StartError>) -> Result<(), Failure> {
+        if outcome.is_err()
+            && let Err(error) = self.leave().await.and_then(|()| self.home.forget())
+        {
+            tracing::error!(error = crate::chain(&error), "what was begun could not be removed");
+        }
+        outcome.map_err(|error| Failure::failed(crate::chain(&error)))
+    }
+
     async fn join(self: &Arc<Self>, join: &Join) -> Result<(), Failure> {
         let _changing = self.changing.lock().await;
-        let failed = |error: StartError| Failure::failed(crate::chain(&error));
-        if let Some(member) = self.member().await {
-            if member.state().cluster.is_some() {
-                return Err(Failure::refused(
-                    ErrorCode::WrongState,
-                    format!("This node is in a cluster already, as '{}'", member.name()),
-                ));
-            }
-            // It was let in once but never heard of the cluster again: it starts anew.
-            self.leave().await.map_err(failed)?;
+        if let Some(member) = self.member().await
+            && member.state().cluster.is_some()
+        {
+            return Err(member.already_in_a_cluster());
         }
         let (identity, is_witness) = joining::join(&self.config, join).await?;
-        self.mark_witness(is_witness);
-        let path = self.identity_dir();
-        identity.save(&path).map_err(|source| failed(StartError::Identity { path, source }))?;
-        let identity = Arc::new(identity);
-        let log = self.open_log(&identity).await.map_err(failed)?;
-        self.enter(identity, log).await.map_err(failed)?;
-        // A member is who has the log.
+        // Once let in, never heard of the cluster again: the node starts anew. Only now, because whoever is let in is a
+        // member of nothing else.
+        self.leave().await.and_then(|()| self.home.forget()).map_err(|error| Failure::failed(crate::chain(&error)))?;
+        let entered = self.enter_new(identity, is_witness).await;
+        self.or_as_before(entered).await?;
         let Some(member) = self.member().await else {
             return Err(Failure::failed("this node was told to leave while it joined"));
         };
+        // A member is who has the log.
         let mut views = member.log.watch();
         let known = views.wait_for(|view| view.state.nodes.contains_key(&member.id));
-        match tokio::time::timeout(Duration::from_secs(60), known).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(Failure::failed(
+        tokio::select! {
+            biased;
+            Ok(_) = known => Ok(()),
+            () = member.told_to_leave() => Err(Failure::failed(
+                "the cluster let this node in and then took it out again; 'gnt-job list' on the master says why",
+            )),
+            () = tokio::time::sleep(ENROLMENT) => Err(Failure::failed(
                 "this node was let in, but has not got the cluster's configuration; see 'gnt-job list' on the master",
             )),
         }
+    }
+
+    async fn enter_new(self: &Arc<Self>, identity: Identity, is_witness: bool) -> Result<(), StartError> {
+        self.home.mark_witness(is_witness);
+        let identity = Arc::new(identity);
+        let log = self.open_log(&identity).await?;
+        self.home.settle(&identity)?;
+        self.enter(identity, log).await
+    }
+}
+
+/// Reports a log that has stopped for good. A member without one is of no use to anybody.
+async fn watch_log(member: Arc<Member>, failed: watch::Sender<Option<String>>) {
+    let mut statuses = member.log.watch_status();
+    if let Ok(status) = statuses.wait_for(|status| status.failed.is_some()).await {
+        let reason = status.failed.clone().unwrap_or_default();
+        failed.send_replace(Some(format!("the cluster's log has stopped on this node: {reason}")));
     }
 }
 
 /// Watches for the end of this node's membership, and closes the connections of those whose membership ended.
 async fn watch_membership(daemon: std::sync::Weak<Daemon>, member: Arc<Member>) {
     let mut views = member.log.watch();
-    let mut known = 0;
+    let mut known = BTreeSet::new();
     loop {
         let state = Arc::clone(&views.borrow_and_update().state);
         // Destroyed; before `init` no number was given yet.
@@ -348,15 +374,16 @@ async fn watch_membership(daemon: std::sync::Weak<Daemon>, member: Arc<Member>) 
         if destroyed {
             break;
         }
-        if state.nodes.len() < known
+        let nodes: BTreeSet<NodeId> = state.nodes.keys().copied().collect();
+        if !known.is_subset(&nodes)
             && let Some(daemon) = daemon.upgrade()
             && let Some(inside) = &*daemon.phase.read().await
         {
             inside.server.recheck();
         }
-        known = state.nodes.len();
+        known = nodes;
         if let (Some(node), Some(daemon)) = (state.nodes.get(&member.id), daemon.upgrade()) {
-            daemon.mark_witness(node.is_witness());
+            daemon.home.mark_witness(node.is_witness());
         }
         drop(state);
         tokio::select! {
@@ -381,13 +408,6 @@ async fn watch_membership(daemon: std::sync::Weak<Daemon>, member: Arc<Member>) 
     });
 }
 
-async fn join_endpoint(Shared(member): Shared<Arc<Member>>, Json(request): Json<JoinRequest>) -> Response {
-    match joining::admit(&member, request).await {
-        Ok(reply) => Json(reply).into_response(),
-        Err(fault) => (fault.kind.status(), Json(fault)).into_response(),
-    }
-}
-
 /// The daemon, as its API sees it.
 struct Door(Arc<Daemon>);
 
@@ -396,9 +416,9 @@ impl Handle for Door {
     async fn call(&self, request: Request, user: &str) -> Result<Value, Failure> {
         let daemon = &self.0;
         match (&request, daemon.member().await) {
-            (Request::Join(join), _) => daemon.join(join).await.map(|()| Value::Null),
+            (Request::Join(join), _) => daemon.unless_ending(daemon.join(join)).await.map(|()| Value::Null),
             (_, Some(member)) => requests::answer(&member, request, user).await,
-            (Request::Init(init), None) => daemon.init(init).await.map(|()| Value::Null),
+            (Request::Init(init), None) => daemon.unless_ending(daemon.init(init)).await.map(|()| Value::Null),
             (Request::Status, None) => {
                 let outside = NodeStatus {
                     version: crate::VERSION.into(),

@@ -2,16 +2,27 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use model::{Applied, Command, NodeId, State, Uuid};
+use axum::body::Body;
+use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Extension, Json, Router};
+use model::{Applied, Command, NewNode, NodeId, State, Uuid};
 use opcodes::wire::{API_PORT, Join};
 use opcodes::{ErrorCode, Failure};
-use rpc::{ClusterCa, Fault, FaultKind, Identity, JoinReply, JoinRequest, JoinToken, NodeKey, SecretDigest};
+use rpc::{ClusterCa, Fault, FaultKind, Identity, JoinReply, JoinRequest, JoinToken, NodeKey, PeerAddr, SecretDigest};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::founding::resolve;
 use crate::member::Member;
+
+/// Bytes that a request to join may have; a certificate request has less than a thousand.
+const REQUEST_LIMIT: usize = 64 << 10;
+/// How long a machine may take to send it. Anybody can connect: nobody shall keep a connection by sending slowly.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
 
 /// What the cluster tells a machine besides its certificate.
 #[derive(Default, Serialize, Deserialize)]
@@ -60,8 +71,40 @@ async fn address(text: &str) -> Result<SocketAddr, Failure> {
     Ok(SocketAddr::new(host, port))
 }
 
+/// The cluster's side of port 5080.
+pub fn router(member: Arc<Member>) -> Router {
+    Router::new().route(rpc::join::JOIN_PATH, post(endpoint)).with_state(member)
+}
+
+async fn endpoint(
+    Shared(member): Shared<Arc<Member>>,
+    Extension(PeerAddr(from)): Extension<PeerAddr>,
+    body: Body,
+) -> Response {
+    // Guesses are not slowed down: a secret has 128 random bits.
+    let outcome = match read(body).await {
+        Ok(request) => admit(&member, request).await,
+        Err(fault) => Err(fault),
+    };
+    match outcome {
+        Ok(reply) => Json(reply).into_response(),
+        Err(fault) => {
+            tracing::info!(target: "audit", %from, fault = fault.message, "refused to let a machine join");
+            (fault.kind.status(), Json(fault)).into_response()
+        }
+    }
+}
+
+async fn read(body: Body) -> Result<JoinRequest, Fault> {
+    match tokio::time::timeout(REQUEST_TIME, axum::body::to_bytes(body, REQUEST_LIMIT)).await {
+        Ok(Ok(bytes)) => rpc::server::from_json(&bytes),
+        Ok(Err(error)) => Err(Fault::new(FaultKind::BadRequest, format!("the request can't be read: {error}"))),
+        Err(_) => Err(Fault::new(FaultKind::BadRequest, "the request did not come in time")),
+    }
+}
+
 /// The cluster's side, on the master: checks the secret, gives the machine its number and its certificate.
-pub async fn admit(member: &Arc<Member>, request: JoinRequest) -> Result<JoinReply, Fault> {
+async fn admit(member: &Arc<Member>, request: JoinRequest) -> Result<JoinReply, Fault> {
     let Some(office) = member.office.borrow().clone() else {
         let state = member.state();
         let master = state.office.map(|office| state.node_name(office.node)).unwrap_or_default();
@@ -71,17 +114,16 @@ pub async fn admit(member: &Arc<Member>, request: JoinRequest) -> Result<JoinRep
         ));
     };
     let state = member.state();
-    let token = find_token(&state, &request).ok_or_else(|| {
+    let (token, new) = find_token(&state, &request).ok_or_else(|| {
         Fault::new(
             FaultKind::Forbidden,
             "the join token is not valid here: it was used, has expired, or was never given; run 'gnt-node add' again",
         )
     })?;
-    let expected = &state.tokens[&token].node.name;
-    if *expected != request.node_name {
+    if new.name != request.node_name {
         return Err(Fault::new(
             FaultKind::Conflict,
-            format!("the join token is for the machine '{expected}', this one is called '{}'", request.node_name),
+            format!("the join token is for the machine '{}', this one is called '{}'", new.name, request.node_name),
         ));
     }
     let internal = |text: String| Fault::new(FaultKind::Internal, text);
@@ -95,19 +137,18 @@ pub async fn admit(member: &Arc<Member>, request: JoinRequest) -> Result<JoinRep
         .await
         .map_err(|failure| Fault::new(FaultKind::Conflict, failure.text))?;
     let [Applied::Node(NodeId(number))] = applied.as_slice() else {
-        return Err(internal(format!("a node was added without a number: {applied:?}")));
+        return Err(internal("the node was added, but got no number".into()));
     };
     let cert_pem =
         ca.sign_csr(&request.csr_pem, cluster.uuid, *number).map_err(|error| internal(crate::chain(&error)))?;
-    let new = &state.tokens[&token].node;
     let extra = Extra { is_witness: !new.master_capable && !new.vm_capable };
     let extra = serde_json::to_value(extra).map_err(|error| internal(error.to_string()))?;
     Ok(JoinReply { cert_pem, ca_pem: ca.cert_pem(), extra })
 }
 
-fn find_token(state: &State, request: &JoinRequest) -> Option<Uuid> {
+fn find_token<'a>(state: &'a State, request: &JoinRequest) -> Option<(Uuid, &'a NewNode)> {
     state.tokens.iter().find_map(|(id, token)| {
         let digest: SecretDigest = token.secret_sha256.parse().ok()?;
-        digest.matches(&request.secret).then_some(*id)
+        digest.matches(&request.secret).then_some((*id, &token.node))
     })
 }

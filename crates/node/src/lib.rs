@@ -6,9 +6,11 @@
 
 mod address;
 mod agent;
+mod archive;
 mod config;
 mod daemon;
 mod founding;
+mod home;
 mod joining;
 mod member;
 mod office;

@@ -10,16 +10,16 @@ use bytes::Bytes;
 use consensus::Log;
 use jobs::agent::{Call, Reply};
 use model::{Applied, Command, Incarnation, Life, NodeId, Proposal, RunId, State, Timestamp};
-use opcodes::Failure;
 use opcodes::wire::Request;
+use opcodes::{ErrorCode, Failure};
 use rpc::{CallError, Client, Envelope, Fault, FaultKind, Gate, Identity, Lane, PeerIdentity, Upgrade};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
 
 use crate::agent::Agent;
 use crate::config::Config;
+use crate::home::Home;
 use crate::office::Office;
 use crate::transport::RAFT_PATH;
 
@@ -34,6 +34,8 @@ const CONSOLE_PATH: &str = "/console";
 const OPEN: Duration = Duration::from_secs(5);
 /// How long it may take to be asked for a new life.
 const LIFE: Duration = Duration::from_secs(3);
+/// How long this node waits for an entry of the log that it is asked about. Whoever asks gives up before.
+const CATCH_UP: Duration = Duration::from_secs(60);
 
 /// A request that another node passes on to the master.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,6 +56,7 @@ struct Booted {
 pub struct Member {
     pub id: NodeId,
     pub config: Arc<Config>,
+    home: Arc<Home>,
     pub identity: Arc<Identity>,
     pub log: Arc<dyn Log>,
     pub client: Client,
@@ -61,13 +64,14 @@ pub struct Member {
     /// What the master does here, while this node is in office.
     pub office: watch::Sender<Option<Arc<Office>>>,
     gate: Mutex<Gate>,
-    /// Told when this node has to forget the cluster.
-    leave: Notify,
+    /// Set when this node has to forget the cluster.
+    leave: watch::Sender<bool>,
 }
 
 impl Member {
     pub fn new(
         config: Arc<Config>,
+        home: Arc<Home>,
         identity: Arc<Identity>,
         log: Arc<dyn Log>,
         client: Client,
@@ -76,13 +80,14 @@ impl Member {
         Arc::new(Self {
             id: NodeId(identity.node_id()),
             config,
+            home,
             identity,
             log,
             client,
             agent,
             office: watch::Sender::new(None),
             gate: Mutex::default(),
-            leave: Notify::new(),
+            leave: watch::Sender::new(false),
         })
     }
 
@@ -102,29 +107,35 @@ impl Member {
         Some(SocketAddr::from((node.primary_ip, self.config.node_port)))
     }
 
-    /// Starts what a member does all the time. It ends when the set is dropped.
-    pub fn spawn_duties(self: &Arc<Self>) -> JoinSet<()> {
-        let mut duties = JoinSet::new();
-        duties.spawn(crate::office::lead(Arc::clone(self)));
-        duties.spawn(report_boot(Arc::clone(self)));
-        duties
-    }
-
     /// Resolves when this node has to forget the cluster.
     pub async fn told_to_leave(&self) {
-        self.leave.notified().await;
+        let mut leave = self.leave.subscribe();
+        // The sender lives as long as this member.
+        let _ = leave.wait_for(|leave| *leave).await;
     }
 
     /// Makes [`Self::told_to_leave`] resolve.
     pub fn tell_to_leave(&self) {
-        self.leave.notify_one();
+        self.leave.send_replace(true);
+    }
+
+    /// The refusal of an `init` or `join` here.
+    pub fn already_in_a_cluster(&self) -> Failure {
+        let state = self.state();
+        let name = state.cluster.as_ref().map_or("?", |cluster| cluster.name.as_str());
+        let text = match state.nodes.get(&self.id) {
+            Some(node) => format!("This node is in the cluster {name} already, as '{}'", node.name),
+            None => format!(
+                "This node was in the cluster {name} and could not be told that it was removed; \
+                 stop its daemon, clear its state directory, start it and try again"
+            ),
+        };
+        Failure::refused(ErrorCode::WrongState, text)
     }
 
     /// Whether a peer is a member now.
     pub fn admits(&self, peer: &PeerIdentity) -> bool {
-        let state = self.state();
-        // A node that has just joined knows nobody yet; who has a certificate of the cluster may bring it the log.
-        state.nodes.is_empty() || state.nodes.contains_key(&NodeId(peer.node))
+        is_admitted(&self.state(), NodeId(peer.node))
     }
 
     /// Asks a node's agent in the name of an office; this node's own directly.
@@ -167,13 +178,21 @@ impl Member {
     async fn carry_out(&self, call: Call) -> Result<Reply, Failure> {
         match call {
             Call::Leave => {
+                // Durable before the answer: nobody tells this node a second time.
+                self.home.renounce().map_err(|error| Failure::failed(crate::chain(&error)))?;
                 self.tell_to_leave();
                 Ok(Reply::Done)
             }
             Call::CaughtUp { index } => {
                 let mut view = self.log.watch();
-                let caught_up = view.wait_for(|view| view.index >= index).await.is_ok();
-                if caught_up { Ok(Reply::Done) } else { Err(Failure::failed("the log was closed meanwhile")) }
+                match tokio::time::timeout(CATCH_UP, view.wait_for(|view| view.index >= index)).await {
+                    Ok(Ok(_)) => Ok(Reply::Done),
+                    Ok(Err(_)) => Err(Failure::failed("the log was closed meanwhile")),
+                    Err(_) => Err(Failure::failed(format!(
+                        "it has not got the newest configuration within {} s",
+                        CATCH_UP.as_secs()
+                    ))),
+                }
             }
             call => self.agent.carry_out(call).await,
         }
@@ -220,10 +239,7 @@ impl Member {
         let state = self.state();
         let found = state.instance_by_name(instance).ok_or_else(|| Failure::unknown("Instance", instance))?;
         let not_running = || {
-            Failure::refused(
-                opcodes::ErrorCode::WrongState,
-                format!("Instance {instance} is not running, can't get console"),
-            )
+            Failure::refused(ErrorCode::WrongState, format!("Instance {instance} is not running, can't get console"))
         };
         let run = found.run.ok_or_else(not_running)?;
         if found.primary == self.id {
@@ -254,7 +270,7 @@ impl Member {
         match self.log.propose(proposal).await {
             Ok(committed) => match committed.applied.as_slice() {
                 [Applied::Life(life)] => Ok(*life),
-                other => Err(Failure::failed(format!("a boot was recorded without a life: {other:?}"))),
+                _ => Err(Failure::failed("a boot was recorded, but no life given for it")),
             },
             Err(error) => Err(Failure::no_master(error.to_string())),
         }
@@ -266,7 +282,7 @@ impl Member {
 }
 
 /// Reports this boot to the cluster, once there is a leader to report it to.
-async fn report_boot(member: Arc<Member>) {
+pub async fn report_boot(member: Arc<Member>) {
     let mut views = member.log.watch();
     let mut pause = Duration::from_millis(50);
     loop {
@@ -342,18 +358,31 @@ impl rpc::Service for PeerService {
         let Some((found, run)) = here.and_then(|found| found.run.map(|run| (found, run))) else {
             return Err(Fault::new(FaultKind::Conflict, format!("Instance {instance} does not run on this node")));
         };
-        let mut console = member.agent.console(&found.hypervisor, instance, run).await.map_err(to_fault)?;
-        let mut stream = match upgrade.accept().await {
+        let console = member.agent.console(&found.hypervisor, instance, run).await.map_err(to_fault)?;
+        let stream = match upgrade.accept().await {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::debug!(%error, instance, "a console was not taken");
                 return Ok(());
             }
         };
-        // Whichever side ends it: there is nobody to tell.
-        let _ = tokio::io::copy_bidirectional(&mut stream, &mut console).await;
+        // Until either side ends: a guest never does by itself, so the end of what the caller sends has to do. There is nobody
+        // to tell.
+        let (mut from_caller, mut to_caller) = tokio::io::split(stream);
+        let (mut from_guest, mut to_guest) = tokio::io::split(console);
+        tokio::select! {
+            _ = tokio::io::copy(&mut from_caller, &mut to_guest) => {}
+            _ = tokio::io::copy(&mut from_guest, &mut to_caller) => {}
+        }
         Ok(())
     }
+}
+
+/// Whether the holder of that number's certificate is a member, as far as a node with this state can know. Numbers are never
+/// given twice: one that was given and is not in the state was taken away. A higher one was given later than what this node has
+/// of the log, and its holder may be the very master that brings the rest.
+fn is_admitted(state: &State, node: NodeId) -> bool {
+    state.nodes.contains_key(&node) || node.0 > state.last_node
 }
 
 /// Carries a failure through a fault and back.
@@ -375,4 +404,40 @@ pub fn now() -> Timestamp {
 /// Names of nodes, for people.
 pub fn names(state: &State, ids: &BTreeSet<NodeId>) -> BTreeSet<String> {
     ids.iter().map(|id| state.node_name(*id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_removed_is_refused_and_who_came_later_is_not() {
+        let mut state = State::default();
+        assert!(is_admitted(&state, NodeId(1)), "nothing is known yet");
+        state.last_node = 3;
+        let node = model::Node {
+            name: "node01".into(),
+            uuid: uuid::Uuid::nil(),
+            primary_ip: [10, 0, 0, 5].into(),
+            secondary_ip: [10, 0, 0, 5].into(),
+            group: model::GroupId(uuid::Uuid::nil()),
+            master_candidate: true,
+            master_capable: true,
+            vm_capable: true,
+            offline: false,
+            drained: false,
+            powered: true,
+            ndparams: Default::default(),
+            ctime: Timestamp(0),
+            mtime: Timestamp(0),
+            serial_no: 1,
+            tags: Default::default(),
+            life: Life(1),
+            boot: String::new(),
+        };
+        state.nodes.insert(NodeId(1), node);
+        assert!(is_admitted(&state, NodeId(1)));
+        assert!(!is_admitted(&state, NodeId(2)), "removed");
+        assert!(is_admitted(&state, NodeId(4)), "added later than what this node knows of");
+    }
 }

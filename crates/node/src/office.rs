@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,13 +16,17 @@ use jobs::{Runner, World};
 use model::{Applied, Command, Incarnation, JobId, NodeId, Proposal, State, Timestamp, Uuid, voters};
 use opcodes::{ErrorCode, Failure};
 use rpc::{Envelope, JoinToken};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::archive;
 use crate::config::{ADDRESS_LEASE, ADDRESS_TAKEOVER};
-use crate::member::{Member, now};
+use crate::member::{Member, names, now};
 
 /// How often the master looks after what no event announces.
 const TICK: Duration = Duration::from_millis(250);
+/// How often it is looked for jobs to be archived.
+const ARCHIVE: Duration = Duration::from_secs(60);
 /// How long a change of members may take.
 const MEMBERSHIP: Duration = Duration::from_secs(20);
 /// How long the old master may take to drop the cluster's address.
@@ -36,8 +39,9 @@ pub struct Office {
     member: Arc<Member>,
     incarnation: Incarnation,
     term: u64,
-    /// The office is about to be handed over: the address is not taken again.
-    leaving: AtomicBool,
+    /// The office is about to be given up: the address is not taken again. Locked while it is brought up, so that it can't
+    /// come up behind the back of whoever takes it off.
+    leaving: Mutex<bool>,
 }
 
 /// Takes office whenever this node leads, and leaves it when it does not any more.
@@ -51,12 +55,15 @@ pub async fn lead(member: Arc<Member>) {
             (status.is_leader, status.term)
         };
         if leads {
-            tokio::select! {
-                () = serve(Arc::clone(&member), term) => {}
-                _ = statuses.wait_for(|status| !status.is_leader || status.term != term) => {}
-            }
+            let closed = tokio::select! {
+                () = serve(Arc::clone(&member), term) => false,
+                ended = statuses.wait_for(|status| !status.is_leader || status.term != term) => ended.is_err(),
+            };
             member.office.send_replace(None);
             drop_address(&member).await;
+            if closed {
+                return;
+            }
         } else if statuses.changed().await.is_err() {
             return;
         }
@@ -83,7 +90,7 @@ async fn serve(member: Arc<Member>, term: u64) {
     tracing::info!(term, "in office as master");
     member.office.send_replace(Some(Arc::clone(&office)));
     let runner = Runner::new(Arc::clone(&office) as Arc<dyn World>);
-    tokio::join!(runner.run(), office.keep_address(), office.keep_members());
+    tokio::join!(runner.run(), office.keep_address(), office.keep_members(), office.keep_queue());
 }
 
 async fn take(member: &Arc<Member>, term: u64) -> Option<Arc<Office>> {
@@ -103,14 +110,9 @@ async fn take(member: &Arc<Member>, term: u64) -> Option<Arc<Office>> {
         }
         return None;
     }
-    let office =
-        Office { member: Arc::clone(member), incarnation: state.incarnation, term, leaving: AtomicBool::new(false) };
-    let proposal = Proposal {
-        incarnation: office.incarnation,
-        office: None,
-        at: now(),
-        commands: vec![Command::TakeOffice { node: member.id, term }],
-    };
+    let office = Office { member: Arc::clone(member), incarnation: state.incarnation, term, leaving: Mutex::default() };
+    let commands = vec![Command::TakeOffice { node: member.id, term }];
+    let proposal = Proposal { incarnation: office.incarnation, office: None, at: now(), commands };
     match member.log.propose(proposal).await {
         Ok(_) => Some(Arc::new(office)),
         // A restart of the daemon within one term finds itself in office already.
@@ -134,11 +136,11 @@ pub async fn hand_over(member: &Arc<Member>, to: NodeId) -> Result<(), Failure> 
     if !node.may_be_master() {
         return Err(Failure::refused(ErrorCode::WrongState, format!("Node '{}' is not a master candidate", node.name)));
     }
-    office.leaving.store(true, Ordering::SeqCst);
+    *office.leaving.lock().await = true;
     let outcome = office.step_down(to).await;
     if let Err(failure) = &outcome {
         tracing::warn!(failure = failure.text, "the office was not handed over");
-        office.leaving.store(false, Ordering::SeqCst);
+        *office.leaving.lock().await = false;
     }
     outcome
 }
@@ -171,6 +173,32 @@ impl Office {
         self.log().transfer_leader(to, TRANSFER).await.map_err(|error| failed(&error))
     }
 
+    /// Ends the cluster, which has this node only.
+    pub async fn destroy(&self) -> Result<(), Failure> {
+        let state = self.member.state();
+        if let Some(job) = state.jobs.values().find(|job| !job.status.is_final()) {
+            return Err(Failure::refused(
+                ErrorCode::WrongState,
+                format!("Job {} ({}) has not ended yet", job.id, job.ops.first().map_or("", |op| op.summary.as_str())),
+            ));
+        }
+        // What will be refused is refused before anything is touched.
+        State::clone(&state).apply(&self.proposal(vec![Command::Destroy])).map_err(Failure::from)?;
+        let Some(cluster) = &state.cluster else { return Err(Failure::not_a_cluster()) };
+        *self.leaving.lock().await = true;
+        let outcome = async {
+            // The address first: a daemon that dies behind the destruction would not know of it any more.
+            self.member.agent.address.down(cluster.address, cluster.netmask, &cluster.netdev).await?;
+            self.submit(vec![Command::Destroy]).await
+        };
+        if let Err(failure) = outcome.await {
+            *self.leaving.lock().await = false;
+            return Err(failure);
+        }
+        self.member.tell_to_leave();
+        Ok(())
+    }
+
     /// Keeps the cluster's address on this node for as long as a majority follows it.
     async fn keep_address(&self) {
         let mut views = self.log().watch();
@@ -194,15 +222,16 @@ impl Office {
         let (address, netmask, netdev) = (cluster.address, cluster.netmask, &cluster.netdev);
         let own = self.member.id;
         let next = match state.address_owner {
-            Some(owner) if owner == own && !self.leaving.load(Ordering::SeqCst) => {
+            Some(owner) if owner == own => {
+                let leaving = self.leaving.lock().await;
                 let followed = self.log().quorum_age().is_some_and(|age| age < ADDRESS_LEASE);
                 return match followed {
+                    _ if *leaving => Ok(()),
                     true => keeper.up(address, netmask, netdev).await,
                     false => keeper.down(address, netmask, netdev).await,
                 };
             }
-            Some(owner) if owner == own => return Ok(()),
-            None if self.leaving.load(Ordering::SeqCst) => return Ok(()),
+            None if *self.leaving.lock().await => return Ok(()),
             None => Some(own),
             Some(old) => {
                 let call = Call::AddressDown { address, netmask, netdev: netdev.clone() };
@@ -228,7 +257,7 @@ impl Office {
         let mut views = self.log().watch();
         let mut statuses = self.log().watch_status();
         loop {
-            if !self.leaving.load(Ordering::SeqCst) {
+            if !*self.leaving.lock().await {
                 self.arrange_members().await;
             }
             tokio::select! {
@@ -242,15 +271,10 @@ impl Office {
     async fn arrange_members(&self) {
         let state = self.member.state();
         let status = self.log().status();
-        let wanted: BTreeSet<NodeId> = voters(&state, &status.voters, self.member.id)
-            .into_iter()
-            .filter(|id| status.members.contains_key(id))
-            .collect();
-        // Not all of them are members yet: a vote less is better than an even number.
-        let complete = wanted == voters(&state, &status.voters, self.member.id);
-        if complete && wanted != status.voters {
+        let wanted = wanted_voters(&state, &status, self.member.id);
+        if wanted != status.voters {
             match self.log().set_voters(wanted.clone(), MEMBERSHIP).await {
-                Ok(()) => tracing::info!(?wanted, "voters changed"),
+                Ok(()) => tracing::info!(voters = ?names(&state, &wanted), "voters changed"),
                 Err(error) => tracing::info!(%error, "voters not changed yet"),
             }
             return;
@@ -263,14 +287,33 @@ impl Office {
         }
     }
 
+    /// Takes old jobs out of the queue, which would grow for ever.
+    async fn keep_queue(&self) {
+        loop {
+            let old = archive::due(&self.member.state(), now());
+            if !old.is_empty() {
+                tracing::info!(jobs = old.len(), "archiving");
+                let commands = old.into_iter().map(|job| Command::ArchiveJob { job }).collect();
+                if let Err(failure) = self.submit(commands).await {
+                    // Somebody else has archived one of them, or the office ends. The next look knows.
+                    tracing::info!(failure = failure.text, "not archived");
+                }
+            }
+            tokio::time::sleep(ARCHIVE).await;
+        }
+    }
+
     fn order(&self, call: Call, job: Option<JobId>) -> Envelope<Call> {
         Envelope { inc: self.incarnation, term: self.term, job: job.map(|job| job.0), payload: call }
     }
 
+    fn proposal(&self, commands: Vec<Command>) -> Proposal {
+        Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands }
+    }
+
     /// Changes the state in the name of this office, and tells an outcome that is not known from a refusal.
     pub async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Applied>, Failure> {
-        let proposal = Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
-        match self.log().propose(proposal).await {
+        match self.log().propose(self.proposal(commands)).await {
             Ok(committed) => Ok(committed.applied),
             Err(ProposeError::Rejected(rejection)) => Err(rejection.into()),
             Err(error) => Err(Failure::no_master(error.to_string())),
@@ -284,6 +327,17 @@ impl Office {
             None => Err(jobs::CallError::Unreachable("it is no longer in the cluster".into())),
         }
     }
+}
+
+/// Who should vote, of those that are members of the log already: a node that is only about to join counts for nothing, or
+/// the number of votes would be even until it has.
+fn wanted_voters(state: &State, status: &consensus::Status, master: NodeId) -> BTreeSet<NodeId> {
+    if state.nodes.keys().all(|id| status.members.contains_key(id)) {
+        return voters(state, &status.voters, master);
+    }
+    let mut members = state.clone();
+    members.nodes.retain(|id, _| status.members.contains_key(id));
+    voters(&members, &status.voters, master)
 }
 
 #[async_trait]
@@ -308,8 +362,7 @@ impl World for Office {
     }
 
     async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Applied>, jobs::ProposeError> {
-        let proposal = Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands };
-        match self.log().propose(proposal).await {
+        match self.log().propose(self.proposal(commands)).await {
             Ok(committed) => Ok(committed.applied),
             Err(ProposeError::Rejected(rejection)) => Err(jobs::ProposeError::Rejected(rejection)),
             Err(error) => {
@@ -346,7 +399,9 @@ impl World for Office {
         let address = SocketAddr::from((address, self.member.config.node_port));
         match self.member.ask(node, address, self.order(Call::Leave, None), Duration::from_secs(5)).await {
             Ok(_) => Ok(None),
-            Err(error) => Ok(Some(format!("{error:?}"))),
+            Err(jobs::CallError::Failed(failure)) => Ok(Some(failure.text)),
+            Err(jobs::CallError::Unreachable(why)) => Ok(Some(why)),
+            Err(jobs::CallError::Deposed) => Ok(Some("it obeys another master".into())),
         }
     }
 

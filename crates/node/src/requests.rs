@@ -34,10 +34,7 @@ pub async fn answer(member: &Arc<Member>, request: Request, user: &str) -> Resul
     match request {
         Request::Status => to_json(&status(member)),
         Request::Init(_) => Err(Failure::refused(ErrorCode::WrongState, "Cluster is already initialised")),
-        Request::Join(_) => Err(Failure::refused(
-            ErrorCode::WrongState,
-            format!("This node is in a cluster already, as '{}'", member.name()),
-        )),
+        Request::Join(_) => Err(member.already_in_a_cluster()),
         Request::MasterFailover => master_failover(member).await.map(|()| Value::Null),
         request => ask_master(member, &request, user).await,
     }
@@ -46,7 +43,7 @@ pub async fn answer(member: &Arc<Member>, request: Request, user: &str) -> Resul
 /// Answers on the master, wherever that is. While it is being replaced this waits, as long as nothing was sent.
 async fn ask_master(member: &Arc<Member>, request: &Request, user: &str) -> Result<Value, Failure> {
     let within = match request {
-        Request::Job { wait, .. } => MASTER_PATIENCE + Duration::from_secs(u64::from(*wait)),
+        Request::Job { wait, .. } => MASTER_PATIENCE + patience(*wait),
         _ => MASTER_PATIENCE * 6,
     };
     let deadline = Instant::now() + MASTER_PATIENCE;
@@ -63,6 +60,11 @@ async fn ask_master(member: &Arc<Member>, request: &Request, user: &str) -> Resu
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// How long a client waits that asks for so many seconds.
+fn patience(seconds: u32) -> Duration {
+    Duration::from_secs(u64::from(seconds)).min(LONGEST_WAIT)
 }
 
 /// Waits for a master, for a while.
@@ -175,13 +177,10 @@ pub async fn as_master(member: &Arc<Member>, request: Request, user: &str) -> Re
     };
     match request {
         Request::Submit(submit) => to_json(&queue(&office, submit, user).await?),
-        Request::Job { id, after, status, wait } => {
-            let wait = Duration::from_secs(u64::from(wait)).min(LONGEST_WAIT);
-            to_json(&follow(member, id, after, status, wait).await?)
-        }
+        Request::Job { id, after, status, wait } => to_json(&follow(member, id, after, status, patience(wait)).await?),
         Request::CancelJob { id } => office.submit(vec![Command::CancelJob { job: id }]).await.map(|_| Value::Null),
         Request::ArchiveJob { id } => office.submit(vec![Command::ArchiveJob { job: id }]).await.map(|_| Value::Null),
-        Request::Destroy => destroy(member, &office).await.map(|()| Value::Null),
+        Request::Destroy => office.destroy().await.map(|()| Value::Null),
         Request::Query(query) => {
             let state = confirmed(member).await?;
             let live = look(&office, &state, &query).await;
@@ -235,7 +234,7 @@ async fn queue(office: &Office, submit: Submit, user: &str) -> Result<JobId, Fai
     let job = NewJob { ops, priority: submit.priority, depends: submit.depends, user: user.to_owned() };
     match office.submit(vec![Command::SubmitJob(job)]).await?.as_slice() {
         [Applied::Job(id)] => Ok(*id),
-        other => Err(Failure::failed(format!("a job was queued without a number: {other:?}"))),
+        _ => Err(Failure::failed("the job was queued, but got no number; see 'gnt-job list'")),
     }
 }
 
@@ -261,24 +260,6 @@ async fn follow(
             return Ok(job);
         }
     }
-}
-
-async fn destroy(member: &Arc<Member>, office: &Office) -> Result<(), Failure> {
-    let state = member.state();
-    if let Some(job) = state.jobs.values().find(|job| !job.status.is_final()) {
-        return Err(Failure::refused(
-            ErrorCode::WrongState,
-            format!("Job {} ({}) has not ended yet", job.id, job.ops.first().map_or("", |op| op.summary.as_str())),
-        ));
-    }
-    // The address goes while it is still known.
-    let cluster = state.cluster.clone();
-    office.submit(vec![Command::Destroy]).await?;
-    if let Some(cluster) = cluster {
-        member.agent.address.down(cluster.address, cluster.netmask, &cluster.netdev).await?;
-    }
-    member.tell_to_leave();
-    Ok(())
 }
 
 /// Asks the nodes for what a table needs, all at once. One that does not answer costs [`LOOK`].
