@@ -28,6 +28,8 @@ fi
 if ! has mkfs.ext4 || ! has debugfs; then want e2fsprogs; fi
 has ip || want iproute2
 has ping || want iputils-ping
+# Tests look at our NBD server with these.
+has nbdinfo || want libnbd-bin
 has xz || want xz-utils
 [ -e /etc/ssl/certs/ca-certificates.crt ] || want ca-certificates
 # shellcheck disable=SC2086 # one argument a package

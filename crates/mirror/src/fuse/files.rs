@@ -170,8 +170,7 @@ impl Filesystem for DiskFile {
     fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match inode {
             // Past the page cache: what is written here is read elsewhere, and the other way round.
-            FILE => reply
-                .opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES),
+            FILE => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES),
             _ => reply.error(Errno::EISDIR),
         }
     }
@@ -255,14 +254,7 @@ impl Filesystem for DiskFile {
         });
     }
 
-    fn readdir(
-        &self,
-        _request: &Request,
-        inode: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         if inode != ROOT {
             return reply.error(Errno::ENOTDIR);
         }

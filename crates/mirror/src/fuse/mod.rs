@@ -24,6 +24,7 @@ use fuser::{BackgroundSession, Config, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::runtime::Handle;
+use tokio::task::JoinError;
 
 use crate::device::Device;
 use files::{DiskFile, Gate};
@@ -50,6 +51,9 @@ pub enum MountError {
         /// The mount point.
         path: PathBuf,
     },
+    /// The program is ending.
+    #[error("the program is ending")]
+    Ending,
     /// The operating system refused.
     #[error("cannot {attempt} {path}")]
     Io {
@@ -95,10 +99,7 @@ impl Mount {
             let session = start(&mountpoint, files)?;
             Ok(Mount { mountpoint, name, gate, session: Some(session) })
         });
-        match mounted.await {
-            Ok(result) => result,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        ended(mounted.await)
     }
 
     /// Where the file is.
@@ -115,10 +116,7 @@ impl Mount {
             Err(Errno::EBUSY) => Err(MountError::Busy { path: mountpoint }),
             Err(error) => Err(failed("unmount", &mountpoint, error.into())),
         });
-        match unmounted.await {
-            Ok(result) => result?,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        ended(unmounted.await)?;
         self.session = None;
         self.gate.close();
         Ok(())
@@ -134,6 +132,14 @@ impl Drop for Mount {
                 Err(error) => tracing::error!(%error, "cannot unmount {}", self.mountpoint.display()),
             }
         }
+    }
+}
+
+fn ended<T>(task: Result<Result<T, MountError>, JoinError>) -> Result<T, MountError> {
+    match task.map_err(JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => Err(MountError::Ending),
     }
 }
 

@@ -52,14 +52,15 @@ fn mounted(mountpoint: &Path) -> Result<Option<String>, MountError> {
 }
 
 fn uppermost(table: &[u8], mountpoint: &Path) -> Option<String> {
-    let on_it = table.split(|byte| *byte == b'\n').filter_map(|line| {
+    let mut on_it = table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let path = unescape(fields.nth(4)?);
         // Optional fields end with a dash.
         let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
         (path.as_bytes() == mountpoint.as_os_str().as_bytes()).then(|| String::from_utf8_lossy(kind).into_owned())
     });
-    on_it.last()
+    // Later lines are mounted upon earlier ones.
+    on_it.next_back()
 }
 
 /// The table writes blanks and the like as a backslash and three octal digits.

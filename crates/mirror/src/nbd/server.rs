@@ -108,7 +108,8 @@ impl Server {
         &self.exports
     }
 
-    /// Stops listening, ends all connections at once, and waits until no request waits at a device any more.
+    /// Stops listening, ends all connections at once, waits until no request waits at a device any more, and leaves the
+    /// table of exports empty.
     pub async fn close(mut self) {
         self.accepting.shutdown().await;
         for name in self.exports.names() {
