@@ -7,5 +7,6 @@ mod failures;
 mod interruption;
 mod lab;
 mod machine;
+mod master;
 mod operations;
 mod queue;
