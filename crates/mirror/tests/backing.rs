@@ -1,4 +1,5 @@
 //! The medium of a replica on a real file system and a real block device.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod common;
 

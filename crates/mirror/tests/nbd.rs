@@ -1,4 +1,5 @@
 //! The NBD server, used by real clients and by a rough one of our own.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! What the tests of the exports share: a disk in memory, and programs that are waited for.
-#![allow(dead_code)] // Each test program uses its part.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -5,11 +5,14 @@ use super::*;
 /// Bytes of the disk: two pages of pieces are full when every piece has a bit.
 const SIZE: u64 = 14 * PIECE_BLOCKS * BLOCK;
 
+/// A record's replica, version and runs of blocks.
+type Sketch = (u128, u64, u64, Vec<(u64, u64)>);
+
 fn records() -> impl Strategy<Value = Vec<(u8, MarkRecord)>> {
     let run = (0..SIZE / BLOCK, 1u64..300);
     let record = (any::<u128>(), any::<u64>(), any::<u64>(), proptest::collection::vec(run, 0..30));
     proptest::collection::vec(record, 0..=MAX_REPLICAS).prop_map(|records| {
-        let build = |(slot, (rid, n, v, runs)): (u8, (u128, u64, u64, Vec<(u64, u64)>))| {
+        let build = |(slot, (rid, n, v, runs)): (u8, Sketch)| {
             let mut bits = Bitmap::default();
             for (first, count) in runs {
                 bits.set(Range::new(first * BLOCK, (count * BLOCK).min(SIZE - first * BLOCK)));
