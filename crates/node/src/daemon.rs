@@ -24,7 +24,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::agent::Agent;
 use crate::config::Config;
 use crate::home::{self, Home};
-use crate::member::{Member, PeerService};
+use crate::member::{Member, PeerService, is_destroyed};
 use crate::transport::Wire;
 use crate::{founding, joining, requests};
 
@@ -229,9 +229,11 @@ impl Daemon {
         }
     }
 
-    /// Leaves the cluster and forgets it. What runs goes on running; the cluster saw to that before.
-    async fn leave(&self) -> Result<(), StartError> {
-        let Some(inside) = self.phase.write().await.take() else { return Ok(()) };
+    /// Leaves the cluster of that membership, unless that was done meanwhile, and forgets it. What runs goes on running; the
+    /// cluster saw to that before.
+    async fn leave(&self, member: &Arc<Member>) -> Result<(), StartError> {
+        let left = self.phase.write().await.take_if(|inside| Arc::ptr_eq(&inside.member, member));
+        let Some(inside) = left else { return Ok(()) };
         self.stop(inside).await;
         self.home.forget()
     }
@@ -275,8 +277,9 @@ impl Daemon {
 
     async fn init(self: &Arc<Self>, init: &Init) -> Result<(), Failure> {
         let _changing = self.changing.lock().await;
-        if self.phase.read().await.is_some() {
-            return Err(Failure::refused(ErrorCode::WrongState, "Cluster is already initialised"));
+        self.finish_leaving().await?;
+        if self.member().await.is_some() {
+            return Err(already_initialised());
         }
         let founding = founding::prepare(&self.config, init).await?;
         let outcome = self.found(founding).await;
@@ -304,18 +307,37 @@ impl Daemon {
         }
     }
 
+    /// A cluster that was just left or destroyed is no reason to refuse another one.
+    async fn finish_leaving(&self) -> Result<(), Failure> {
+        match self.member().await {
+            Some(member) if member.is_leaving() => {
+                tokio::time::sleep(LAST_WORDS).await;
+                self.leave(&member).await.map_err(|error| Failure::failed(crate::chain(&error)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// After an `init` or `join` that failed half-way the node is in no cluster, as it was before.
     async fn or_as_before(&self, outcome: Result<(), StartError>) -> Result<(), Failure> {
         if outcome.is_err()
-            && let Err(error) = self.leave().await.and_then(|()| self.home.forget())
+            && let Err(error) = self.start_anew().await
         {
             tracing::error!(error = crate::chain(&error), "what was begun could not be removed");
         }
         outcome.map_err(|error| Failure::failed(crate::chain(&error)))
     }
 
+    async fn start_anew(&self) -> Result<(), StartError> {
+        if let Some(member) = self.member().await {
+            self.leave(&member).await?;
+        }
+        self.home.forget()
+    }
+
     async fn join(self: &Arc<Self>, join: &Join) -> Result<(), Failure> {
         let _changing = self.changing.lock().await;
+        self.finish_leaving().await?;
         if let Some(member) = self.member().await
             && member.state().cluster.is_some()
         {
@@ -324,7 +346,7 @@ impl Daemon {
         let (identity, is_witness) = joining::join(&self.config, join).await?;
         // Once let in, never heard of the cluster again: the node starts anew. Only now, because whoever is let in is a
         // member of nothing else.
-        self.leave().await.and_then(|()| self.home.forget()).map_err(|error| Failure::failed(crate::chain(&error)))?;
+        self.start_anew().await.map_err(|error| Failure::failed(crate::chain(&error)))?;
         let entered = self.enter_new(identity, is_witness).await;
         self.or_as_before(entered).await?;
         let Some(member) = self.member().await else {
@@ -369,9 +391,7 @@ async fn watch_membership(daemon: std::sync::Weak<Daemon>, member: Arc<Member>) 
     let mut known = BTreeSet::new();
     loop {
         let state = Arc::clone(&views.borrow_and_update().state);
-        // Destroyed; before `init` no number was given yet.
-        let destroyed = state.cluster.is_none() && state.last_node > 0;
-        if destroyed {
+        if is_destroyed(&state) {
             break;
         }
         let nodes: BTreeSet<NodeId> = state.nodes.keys().copied().collect();
@@ -396,16 +416,19 @@ async fn watch_membership(daemon: std::sync::Weak<Daemon>, member: Arc<Member>) 
         }
     }
     tokio::time::sleep(LAST_WORDS).await;
-    drop(member);
     let Some(daemon) = daemon.upgrade() else { return };
     // In a task of its own: leaving ends this one.
     tokio::spawn(async move {
         let _changing = daemon.changing.lock().await;
-        match daemon.leave().await {
+        match daemon.leave(&member).await {
             Ok(()) => tracing::info!("left the cluster"),
             Err(error) => tracing::error!(error = crate::chain(&error), "left the cluster, but not without a trace"),
         }
     });
+}
+
+fn already_initialised() -> Failure {
+    Failure::refused(ErrorCode::WrongState, "Cluster is already initialised")
 }
 
 /// The daemon, as its API sees it.
@@ -417,8 +440,9 @@ impl Handle for Door {
         let daemon = &self.0;
         match (&request, daemon.member().await) {
             (Request::Join(join), _) => daemon.unless_ending(daemon.join(join)).await.map(|()| Value::Null),
+            (Request::Init(_), Some(member)) if !member.is_leaving() => Err(already_initialised()),
+            (Request::Init(init), _) => daemon.unless_ending(daemon.init(init)).await.map(|()| Value::Null),
             (_, Some(member)) => requests::answer(&member, request, user).await,
-            (Request::Init(init), None) => daemon.unless_ending(daemon.init(init)).await.map(|()| Value::Null),
             (Request::Status, None) => {
                 let outside = NodeStatus {
                     version: crate::VERSION.into(),

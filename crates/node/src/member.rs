@@ -119,6 +119,11 @@ impl Member {
         self.leave.send_replace(true);
     }
 
+    /// Whether this node is about to forget the cluster.
+    pub fn is_leaving(&self) -> bool {
+        *self.leave.borrow() || is_destroyed(&self.state())
+    }
+
     /// The refusal of an `init` or `join` here.
     pub fn already_in_a_cluster(&self) -> Failure {
         let state = self.state();
@@ -376,6 +381,11 @@ impl rpc::Service for PeerService {
         }
         Ok(())
     }
+}
+
+/// Whether the cluster was destroyed. Before `init` no number was given yet.
+pub fn is_destroyed(state: &State) -> bool {
+    state.cluster.is_none() && state.last_node > 0
 }
 
 /// Whether the holder of that number's certificate is a member, as far as a node with this state can know. Numbers are never

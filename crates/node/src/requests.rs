@@ -33,8 +33,6 @@ const FAILOVER: Duration = Duration::from_secs(15);
 pub async fn answer(member: &Arc<Member>, request: Request, user: &str) -> Result<Value, Failure> {
     match request {
         Request::Status => to_json(&status(member)),
-        Request::Init(_) => Err(Failure::refused(ErrorCode::WrongState, "Cluster is already initialised")),
-        Request::Join(_) => Err(member.already_in_a_cluster()),
         Request::MasterFailover => master_failover(member).await.map(|()| Value::Null),
         request => ask_master(member, &request, user).await,
     }
@@ -202,6 +200,7 @@ pub async fn as_master(member: &Arc<Member>, request: Request, user: &str) -> Re
             let live = look(&office, &state, &query).await;
             to_json(&trees::instance_info(&state, &live, &names, is_static)?)
         }
+        // The node that gets these answers them.
         Request::Status | Request::Init(_) | Request::Join(_) | Request::MasterFailover => {
             Err(Failure::failed("this request is answered by the node that gets it, not by the master"))
         }
