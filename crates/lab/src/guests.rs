@@ -65,8 +65,8 @@ impl Guests {
     }
 }
 
-/// Folders that may hold the definition: those named, the assembled one's, the package's. Absolute: a daemon's working directory
-/// is another.
+/// Folders that may hold the definition: those named, the assembled one's, the package's. Absolute: a daemon's working
+/// directory is another.
 fn search_path() -> Vec<PathBuf> {
     let named = std::env::var_os(SEARCH_PATH).unwrap_or_default();
     let named = std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty());

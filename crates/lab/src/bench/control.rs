@@ -90,7 +90,7 @@ fn instances(lab: &Lab, real: bool) -> anyhow::Result<()> {
         let kind = if real {
             format!("-t file -s 1g -o busybox+default --net 0:ip=10.0.0.{host}")
         } else {
-            "-t diskless -H fake -o none --no-install".to_owned()
+            "-t diskless -H fake -o none --no-install --no-nics".to_owned()
         };
         timed(&node, &format!("gnt-instance add {kind} -B memory=128 -n node01 {name}"))?;
     }

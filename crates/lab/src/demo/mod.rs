@@ -44,8 +44,7 @@ pub(crate) fn run(mut config: Config, args: &DemoArgs) -> anyhow::Result<ExitCod
 
     let begun = Instant::now();
     let mut screen = Screen::new();
-    let size = if config.witness { "and a witness" } else { "" };
-    screen.say(&format!("Bringing up a lab in {}: {} nodes {size}.", dir.display(), config.nodes));
+    screen.say(&format!("Bringing up a lab in {}: two nodes and a witness.", dir.display()));
     let lab = Lab::up(config)?;
     let mut report = Report::new();
     let outcome = Scenario::new(&lab, &guests, &mut screen, &mut report).play(args.keep);
