@@ -85,7 +85,7 @@ pub enum GuestError {
 /// What the node's agent has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The run is admitted.
+    /// The run is admitted: after the promotion, and again after [`Event::Resume`](super::Event::Resume).
     Serving {
         /// The epoch.
         epoch: Epoch,

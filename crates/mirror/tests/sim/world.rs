@@ -1,6 +1,6 @@
 //! One run: virtual time, the daemons, and everything around them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mirror::engine::{
     BootChange, BootRecord, Conn, DiskCommand, Effect, Event, GuestError, GuestReply, Io, IoId, IoResult, MarkRecord,
@@ -91,6 +91,8 @@ pub struct World {
     pub faults: bool,
     /// Highest epoch that was served, and by whom.
     pub served: BTreeMap<Epoch, usize>,
+    /// Which daemon's start admitted a run in which epoch.
+    admissions: BTreeSet<(Epoch, usize, u64)>,
     /// What the guest of that epoch was shown first.
     pub exposed: Vec<u64>,
     pub violation: Option<String>,
@@ -137,6 +139,7 @@ impl World {
             agent,
             faults: true,
             served: BTreeMap::new(),
+            admissions: BTreeSet::new(),
             exposed: vec![0; UNITS],
             violation: None,
             hash: 0xcbf2_9ce4_8422_2325,
@@ -250,7 +253,9 @@ impl World {
                 if outcome == Outcome::Accepted {
                     if let DiskCommand::InSync(joined, _) = command {
                         for other in 0..self.nodes.len() {
-                            self.nodes[other].relaxed &= rid(other) != joined;
+                            let node = &mut self.nodes[other];
+                            let intact = node.boot_record.as_ref().is_some_and(|record| record.valid);
+                            node.relaxed &= rid(other) != joined || !intact;
                         }
                     }
                     self.changed();
@@ -439,7 +444,11 @@ impl World {
 
     fn told(&mut self, index: usize, notice: Notice) {
         if let Notice::Serving { epoch, .. } = notice {
-            invariants::serving(self, index, epoch);
+            // After a migration that was cancelled the run only goes on.
+            let admission = (epoch, index, self.nodes[index].start);
+            if self.admissions.insert(admission) {
+                invariants::serving(self, index, epoch);
+            }
         }
         crate::agent::told(self, index, &notice);
     }
