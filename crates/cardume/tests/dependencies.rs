@@ -147,7 +147,11 @@ fn every_dependency_has_a_licence_that_suits() {
         .unwrap();
     assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    let packages: BTreeSet<(&str, &str)> = text.lines().filter_map(|line| line.split_once('|')).collect();
+    let packages: BTreeSet<(&str, &str)> = text
+        .lines()
+        // A package that is a dependency of its own tests is marked with a star in spite of --no-dedupe.
+        .filter_map(|line| line.trim_end_matches(" (*)").split_once('|'))
+        .collect();
     assert!(packages.len() > 50, "cargo tree names only {} packages", packages.len());
     let bad: Vec<String> = packages
         .iter()

@@ -280,6 +280,11 @@ impl<Rt: AsyncRuntime> Log for Consensus<Rt> {
     }
 
     fn quorum_age(&self) -> Option<Duration> {
+        let status = self.status();
+        if status.is_leader && status.voters == BTreeSet::from([status.id]) {
+            // A sole voter is a majority by itself, also while there is nothing to replicate.
+            return Some(Duration::ZERO);
+        }
         let metrics = self.raft.metrics();
         let acked = metrics.borrow_watched().last_quorum_acked?;
         Some(acked.elapsed())

@@ -247,3 +247,12 @@ async fn contact_with_a_majority_is_measured() {
     assert!(logs[0].quorum_age().is_some());
     assert!(logs[1].quorum_age().is_none());
 }
+
+/// Nothing is replicated to nobody, so nothing is acknowledged either: a sole voter counts as its own majority all the
+/// same, or a cluster of one would drop its address after a second of silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sole_voter_is_its_own_majority() {
+    let lab = Lab::new();
+    let log = lab.found().await;
+    assert_eq!(log.quorum_age(), Some(Duration::ZERO));
+}
