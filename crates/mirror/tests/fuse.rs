@@ -22,6 +22,8 @@ use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
+/// More than anything that ends by itself takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A mounted disk; everything is taken away with it, also when the test fails.
 struct Lab {
@@ -118,7 +120,7 @@ async fn the_directory_has_one_file_of_the_disks_size() {
     let file = lab.file();
     blocking(move || assert_eq!(fs::metadata(file).unwrap().len(), 9 * MIB as u64, "it doesn't see the disk grow"))
         .await;
-    lab.mount.as_mut().unwrap().unmount().await.unwrap();
+    lab.mount.as_mut().unwrap().unmount(PATIENCE).await.unwrap();
     assert!(!lab.is_mounted());
 }
 
@@ -237,14 +239,14 @@ async fn a_loop_device_on_it_carries_a_mounted_file_system() {
     })
     .await;
     assert!(lab.disk.flushes.load(Ordering::SeqCst) > 0, "a sync of the guest's file system is no flush");
-    let busy = lab.mount.as_mut().unwrap().unmount().await;
+    let busy = lab.mount.as_mut().unwrap().unmount(Duration::ZERO).await;
     assert!(matches!(busy, Err(MountError::Busy { .. })), "{busy:?}");
     lab.unmount_loop().await;
     run("e2fsck", &["-f", "-n", &lab.text()]).await;
     let root = lab.mount_by_loop().await;
     blocking(move || assert!(fs::read(root.join("file")).unwrap() == content)).await;
     lab.unmount_loop().await;
-    lab.mount.as_mut().unwrap().unmount().await.unwrap();
+    lab.mount.as_mut().unwrap().unmount(PATIENCE).await.unwrap();
     assert!(!lab.is_mounted());
 }
 
@@ -299,7 +301,7 @@ async fn what_a_killed_daemon_left_is_cleared_away() {
         drop(mount);
     }
     let mut lab = Lab::new(MIB).await;
-    lab.mount.as_mut().unwrap().unmount().await.unwrap();
+    lab.mount.as_mut().unwrap().unmount(PATIENCE).await.unwrap();
     lab.mount = None;
     for _ in 0..2 {
         let mut daemon = Command::new(std::env::current_exe().unwrap())
@@ -330,7 +332,7 @@ async fn what_a_killed_daemon_left_is_cleared_away() {
     lab.mount = Some(Mount::new(lab.mountpoint(), "disk0", lab.disk.clone()).await.unwrap());
     let path = lab.file();
     blocking(move || fs::read(path).unwrap()).await;
-    lab.mount.as_mut().unwrap().unmount().await.unwrap();
+    lab.mount.as_mut().unwrap().unmount(PATIENCE).await.unwrap();
     assert!(!lab.is_mounted());
 }
 

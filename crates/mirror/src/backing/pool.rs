@@ -189,11 +189,12 @@ impl Pool {
             let first = failure.is_none();
             if first {
                 tracing::error!(%reason, "cannot {attempt} {}: the replica has failed", path.display());
+                // Before anybody can learn of the failure: who waits for a thread then gets none any more.
+                self.threads.close();
                 *failure = Some(Failure { attempt, path: path.to_owned(), reason });
             }
             first
         });
-        self.threads.close();
     }
 
     fn failed(&self) -> BackingError {

@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, Config, Session, SessionACL};
 use nix::errno::Errno;
@@ -28,6 +29,9 @@ use tokio::task::JoinError;
 
 use crate::device::Device;
 use files::{DiskFile, Gate};
+
+/// How often it is tried to unmount what is in use.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Why there is no mount, or still one.
 #[derive(Debug, thiserror::Error)]
@@ -107,14 +111,22 @@ impl Mount {
         self.mountpoint.join(&self.name)
     }
 
-    /// Unmounts if nobody uses the file; else it stays as it is.
-    pub async fn unmount(&mut self) -> Result<(), MountError> {
+    /// Unmounts if nobody uses the file, or will not any more within `patience`; else it stays as it is. A loop device may
+    /// have the file a moment longer than its detaching takes, because another program was just looking at it.
+    pub async fn unmount(&mut self, patience: Duration) -> Result<(), MountError> {
         let mountpoint = self.mountpoint.clone();
-        let unmounted = tokio::task::spawn_blocking(move || match umount2(&mountpoint, MntFlags::empty()) {
-            // Somebody else unmounted it.
-            Ok(()) | Err(Errno::EINVAL) => Ok(()),
-            Err(Errno::EBUSY) => Err(MountError::Busy { path: mountpoint }),
-            Err(error) => Err(failed("unmount", &mountpoint, error.into())),
+        let unmounted = tokio::task::spawn_blocking(move || {
+            let start = Instant::now();
+            loop {
+                match umount2(&mountpoint, MntFlags::empty()) {
+                    // Somebody else unmounted it.
+                    Ok(()) | Err(Errno::EINVAL) => return Ok(()),
+                    // The kernel has no event for this.
+                    Err(Errno::EBUSY) if start.elapsed() < patience => std::thread::sleep(RETRY),
+                    Err(Errno::EBUSY) => return Err(MountError::Busy { path: mountpoint }),
+                    Err(error) => return Err(failed("unmount", &mountpoint, error.into())),
+                }
+            }
         });
         ended(unmounted.await)?;
         self.session = None;
