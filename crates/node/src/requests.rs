@@ -12,7 +12,7 @@ use opcodes::{ErrorCode, Failure};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::config::MASTER_PATIENCE;
+use crate::config::{ADDRESS_LEASE, MASTER_PATIENCE};
 use crate::member::{Member, names};
 use crate::office::Office;
 use crate::tables::{self, Asked, Live};
@@ -113,6 +113,15 @@ fn no_master(member: &Member) -> Failure {
     ))
 }
 
+/// Whether somebody in office is followed, as far as this node knows. A leader that is cut off goes on calling itself one,
+/// so of itself this node asks whether a majority has answered it lately.
+fn has_master(member: &Member, state: &State) -> bool {
+    let leader = member.log.status().leader;
+    let in_office = leader.is_some() && leader == state.office.map(|office| office.node);
+    let followed = leader != Some(member.id) || member.log.quorum_age().is_some_and(|age| age < ADDRESS_LEASE);
+    in_office && followed
+}
+
 /// What this node is.
 fn status(member: &Member) -> NodeStatus {
     let state = member.state();
@@ -122,7 +131,7 @@ fn status(member: &Member) -> NodeStatus {
         node: Some(member.name()),
         cluster: state.cluster.as_ref().map(|cluster| cluster.name.clone()),
         master: state.office.map(|office| state.node_name(office.node)),
-        has_master: log.leader.is_some() && log.leader == state.office.map(|office| office.node),
+        has_master: has_master(member, &state),
         incarnation: state.incarnation.n,
         term: state.office.map_or(0, |office| office.term),
         voters: names(&state, &log.voters),

@@ -166,7 +166,7 @@ fn bad_input_is_refused_and_changes_nothing() {
         cluster.refused("node01", &line, code, words);
     }
     cluster.refused("witness", "gnt-cluster master-failover", 1, &["wrong_state", "candidates is: node01 node02"]);
-    cluster.refused("node02", "cardume join --token x 10.0.0.5", 1, &["in a cluster already, as 'node02'"]);
+    cluster.refused("node02", "cardume join --token x 10.0.0.5", 1, &["in the cluster cluster01 already, as 'node02'"]);
 
     assert_eq!(cluster.configuration("node01"), before);
     assert_eq!(cluster.configuration("node02"), before);
