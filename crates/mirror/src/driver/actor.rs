@@ -22,6 +22,7 @@ use crate::engine::{
     BootChange, BootRecord, Conn, Effect, Event, GuestOp, GuestReply, GuestRequest, Io, IoFailed, IoResult, Micros,
     Notice, Opening, Replica, RequestId, StoreKind,
 };
+use crate::wire::Content;
 
 /// What the actor is told from outside.
 pub(super) enum Message {
@@ -260,14 +261,12 @@ impl Actor {
                 Effect::Store(id, kind) => {
                     let backing = self.files.backing.clone();
                     match kind {
-                        StoreKind::Superblock(superblock) => {
-                            self.run_io(
-                                async move { Event::IoDone(id, done(backing.store_superblock(&superblock).await)) },
-                            )
-                        }
+                        StoreKind::Superblock(superblock) => self.run_io(async move {
+                            Event::IoDone(id, stored(backing.store_superblock(&superblock)).await)
+                        }),
                         StoreKind::Marks => {
                             let marks = self.boot.marks.iter().map(|(slot, it)| (*slot, it.clone())).collect();
-                            self.run_io(async move { Event::IoDone(id, done(backing.store_marks(marks).await)) });
+                            self.run_io(async move { Event::IoDone(id, stored(backing.store_marks(marks)).await) });
                         }
                     }
                 }
@@ -366,21 +365,29 @@ impl Actor {
 }
 
 async fn carry_out(backing: &Backing, io: Io) -> IoResult {
-    match io {
-        Io::Read(range) => match backing.read(range).await {
-            Ok(content) => Ok(Some(content)),
-            Err(error) => done(Err(error)),
-        },
-        Io::Write { range, content, fua } => done(backing.write(range, content, fua).await),
-        Io::Sync => done(backing.sync().await),
-    }
+    let result = match io {
+        Io::Read(range) => backing.read(range).await.map(Some),
+        Io::Write { range, content, fua } => backing.write(range, content, fua).await.map(|()| None),
+        Io::Sync => backing.sync().await.map(|()| None),
+    };
+    answer(result).await
 }
 
-fn done(result: Result<(), BackingError>) -> IoResult {
-    result.map(|()| None).map_err(|error| {
-        tracing::error!(error = %Chain(&error), "an I/O of a replica failed");
-        IoFailed
-    })
+async fn stored(store: impl Future<Output = Result<(), BackingError>>) -> IoResult {
+    answer(store.await.map(|()| None)).await
+}
+
+async fn answer(result: Result<Option<Content>, BackingError>) -> IoResult {
+    match result {
+        Ok(content) => Ok(content),
+        // It was not done because the program ends, which says nothing about the medium. Nobody must hear that it
+        // failed: a primary would have itself outdated.
+        Err(BackingError::Ending) => std::future::pending().await,
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), "an I/O of a replica failed");
+            Err(IoFailed)
+        }
+    }
 }
 
 async fn at(when: Option<Instant>) {

@@ -85,7 +85,7 @@ impl Primary {
         }
     }
 
-    fn report_quiesced(&self, base: &mut Base, migration: Uuid) {
+    pub fn report_quiesced(&self, base: &mut Base, migration: Uuid) {
         let (epoch, seq) = (self.session.epoch, self.next_seq - 1);
         base.tell(Notice::Quiesced { migration, epoch, seq });
     }

@@ -257,7 +257,10 @@ impl Primary {
         self.suspended = false;
         let pending = base.view.as_ref().and_then(|view| view.migration).map(|(id, _)| id);
         match base.boot.quiesced {
-            Some(id) if Some(id) == pending => self.closed = Closed::Quiesce(id, None, true),
+            Some(id) if Some(id) == pending => {
+                self.closed = Closed::Quiesce(id, None, true);
+                self.report_quiesced(base, id);
+            }
             Some(_) => base.change_boot(BootChange::Quiesced(None)),
             None => {}
         }

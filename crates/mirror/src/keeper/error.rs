@@ -60,7 +60,7 @@ pub enum KeeperError {
         replica: ReplicaId,
         /// Cause.
         #[source]
-        source: BackingError,
+        source: Box<BackingError>,
     },
     /// There is not enough space.
     #[error("{needed_mib} MiB are needed in {path}, where {available_mib} MiB are free")]

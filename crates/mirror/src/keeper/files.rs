@@ -61,7 +61,7 @@ impl Folder {
         let make = if born_in_sync { Superblock::newborn } else { Superblock::added };
         let superblock = make(disk, replica, size, incarnation, mode);
         let paths = self.paths(disk, replica);
-        let failed = |source| KeeperError::Files { attempt: "make", disk, replica, source };
+        let failed = |source| KeeperError::Files { attempt: "make", disk, replica, source: Box::new(source) };
         // Data without a meta file was left by an attempt that was interrupted; nobody was told that it is there.
         Backing::remove(&paths, false).await.map_err(failed)?;
         Backing::create(&paths, &superblock).await.map_err(failed)

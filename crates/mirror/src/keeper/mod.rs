@@ -181,7 +181,7 @@ impl Keeper {
             slot.stop().await;
         }
         self.shared.changed.notify_one();
-        let failed = |source| KeeperError::Files { attempt: "remove", disk, replica, source };
+        let failed = |source| KeeperError::Files { attempt: "remove", disk, replica, source: Box::new(source) };
         self.shared.folder.remove(disk, replica).await.map_err(failed)?;
         self.shared.boot_place.remove(replica).map_err(failed)
     }
@@ -196,7 +196,9 @@ impl Keeper {
         let replica = slot.replica;
         match driver.grow(size).await {
             Some(Ok(())) => Ok(()),
-            Some(Err(source)) => Err(KeeperError::Files { attempt: "enlarge", disk, replica, source }),
+            Some(Err(source)) => {
+                Err(KeeperError::Files { attempt: "enlarge", disk, replica, source: Box::new(source) })
+            }
             None => Err(KeeperError::NotOpen { disk, why: slot.progress.borrow().failed.clone() }),
         }
     }
@@ -231,7 +233,12 @@ impl Keeper {
     /// # Errors
     /// [`KeeperError::Late`]: not within that time; it may still happen.
     pub async fn quiesce(&self, disk: DiskId, migration: Uuid, within: Duration) -> Result<(Epoch, u64), KeeperError> {
+        let start = tokio::time::Instant::now();
         let done = |progress: &Progress| progress.quiesced.is_some_and(|(id, ..)| id == migration);
+        // After a restart of the daemon it becomes primary first; then it may know of the migration already.
+        let primary = |progress: &Progress| progress.serving.is_some() || done(progress);
+        self.wait(disk, "quiesced", within, |_| {}, primary).await?;
+        let within = within.saturating_sub(start.elapsed());
         let ask = |driver: &Driver| driver.event(Event::Quiesce(migration));
         let (progress, _) = self.wait(disk, "quiesced", within, ask, done).await?;
         match progress.quiesced {
@@ -328,11 +335,12 @@ impl Keeper {
         self.tasks.lock().await.shutdown().await;
         let slots = self.shared.close();
         let ends = slots.values().map(|slot| async move {
-            if let Some(driver) = slot.driver.borrow().clone() {
+            let driver = slot.driver.borrow().clone();
+            if let Some(driver) = driver {
                 driver.event(Event::Shutdown);
                 let mut progress = slot.progress.clone();
                 let stopped = progress.wait_for(|progress| progress.stopped || progress.failed.is_some());
-                let _ = tokio::time::timeout(STOP_TIME, stopped).await;
+                drop(tokio::time::timeout(STOP_TIME, stopped).await);
             }
             slot.stop().await;
         });
