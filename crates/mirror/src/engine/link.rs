@@ -16,10 +16,12 @@ impl Primary {
     pub fn try_link(&mut self, base: &mut Base, rid: ReplicaId) {
         let wanted = match self.must_ack.contains(&rid) {
             true => self.step >= Step::Greet(super::Micros(0)) && !self.outdating.contains(&rid),
-            false => self.step == Step::Serve && !self.soloed.contains(&rid),
+            false => {
+                self.step == Step::Serve && !self.soloed.contains(&rid) && !matches!(self.closed, Closed::Release(..))
+            }
         };
         let Some(peer) = self.peers.get_mut(&rid) else { return };
-        if !wanted || matches!(self.closed, Closed::Release(..)) {
+        if !wanted {
             return;
         }
         // A replica that joins again and again waits longer each time.
@@ -153,6 +155,7 @@ impl Primary {
         peer.state = Some(state);
         peer.held_since = None;
         peer.left = false;
+        self.suspended = false;
         self.resend(base, rid);
     }
 

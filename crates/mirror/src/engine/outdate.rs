@@ -62,11 +62,17 @@ impl Primary {
             || self.byes.contains(&rid)
     }
 
+    /// Whether acknowledgements are held until a member has stored what to mark (S5).
+    fn is_gating(&self, rid: ReplicaId) -> bool {
+        let behind = self.peers.get(&rid).is_some_and(|peer| peer.adopted != self.ver);
+        behind && self.must_ack.contains(&rid) && !(self.writes.is_empty() && self.flushes.is_empty())
+    }
+
     /// Looks at the time (O1, O3, `t_peer`).
     pub fn look_at_links(&mut self, base: &mut Base) {
         let rids: Vec<ReplicaId> = self.peers.values().filter(|peer| !peer.local).map(|peer| peer.rid).collect();
         for rid in rids {
-            let awaited = self.is_awaited(rid);
+            let awaited = self.is_awaited(rid) || self.is_gating(rid);
             let stable = self.stable();
             let Some(peer) = self.peers.get_mut(&rid) else { continue };
             if peer.stage == Stage::Down {

@@ -262,18 +262,23 @@ impl Primary {
         let mut lost: Vec<ReplicaId> = self.outdating.intersection(&self.must_ack).copied().collect();
         lost.extend(&solo);
         let last = self.in_sync.iter().all(|rid| lost.contains(rid));
-        let ready = self.peers.values().find(|peer| peer.stage == Stage::Joined);
-        let command = if !solo.is_empty() {
-            DiskCommand::Solo(lost)
-        } else if !lost.is_empty() && !last {
-            DiskCommand::Outdate(lost)
-        } else if self.restarted && self.step == Step::Drain {
-            DiskCommand::Outdate(Vec::new())
-        } else if !lost.is_empty() {
+        if last {
+            // One has to stay: another node's rather than the own, which is here only because its medium failed. It is
+            // waited for, and the guest with it.
+            let kept = self.in_sync.iter().find(|rid| **rid != self.own).copied().unwrap_or(self.own);
+            lost.retain(|rid| *rid != kept);
+            self.outdating.remove(&kept);
             if !std::mem::replace(&mut self.suspended, true) {
                 base.tell(Notice::Suspended);
             }
-            return;
+        }
+        let ready = self.peers.values().find(|peer| peer.stage == Stage::Joined);
+        let command = if !solo.is_empty() {
+            DiskCommand::Solo(lost)
+        } else if !lost.is_empty() {
+            DiskCommand::Outdate(lost)
+        } else if self.restarted && self.step == Step::Drain {
+            DiskCommand::Outdate(Vec::new())
         } else if let Some((rid, life)) = ready.and_then(|it| Some((it.rid, it.state.as_ref()?.life))) {
             let ver = self.ver;
             if let Some(peer) = self.peers.get_mut(&rid) {

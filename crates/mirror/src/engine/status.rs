@@ -72,6 +72,8 @@ pub struct Status {
     pub writes: usize,
     /// Requests that wait, for whatever reason.
     pub waiting: usize,
+    /// Whether the guest is suspended: see [`Notice::Suspended`](super::Notice::Suspended).
+    pub suspended: bool,
     /// Whether acknowledgements are held because of a member that does not answer.
     pub holding: bool,
 }
@@ -97,13 +99,14 @@ impl Replica {
             replicas: primary.map(|primary| replicas(primary, base)).unwrap_or_default(),
             writes: primary.map_or(0, |primary| primary.writes.len()),
             waiting: self.guest.waiting(),
+            suspended: primary.is_some_and(|primary| primary.suspended),
             holding: primary.is_some_and(|primary| primary.peers.values().any(|peer| peer.held_since.is_some())),
         }
     }
 
-    /// The replicas whose answers a write needs, on the primary: for the tests of invariant I3.
+    /// The replicas whose answers a write needs, on a primary that serves: for the tests of invariant I3.
     pub fn must_ack(&self) -> Option<(Epoch, Vec<ReplicaId>)> {
-        let primary = self.primary.as_ref()?;
+        let primary = self.primary.as_ref().filter(|primary| primary.step == Step::Serve)?;
         Some((primary.session.epoch, primary.must_ack.iter().copied().collect()))
     }
 }

@@ -14,11 +14,25 @@ use crate::world::{Ev, World};
 pub enum Doing {
     Nothing,
     /// The guest was stopped, and its disk is being released; where it shall start.
-    Failover { run: RunId, to: usize },
+    Failover {
+        run: RunId,
+        to: usize,
+    },
     /// A live migration, and what has been done of it.
-    Migration { id: Uuid, run: RunId, from: usize, to: usize, quiesced: bool, give_up_at: u64 },
+    Migration {
+        id: Uuid,
+        run: RunId,
+        from: usize,
+        to: usize,
+        quiesced: bool,
+        give_up_at: u64,
+    },
     /// A node's life was ended although it runs; it joins again at that time.
-    Zombie { node: usize, run: Option<RunId>, until: u64 },
+    Zombie {
+        node: usize,
+        run: Option<RunId>,
+        until: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -28,11 +42,12 @@ pub struct Agent {
     /// Where the instance shall start next.
     next_home: Option<usize>,
     next_view: u64,
+    suspended_since: Option<u64>,
 }
 
 impl Agent {
     pub fn new(_rng: &mut Rng) -> Self {
-        Self { doing: Doing::Nothing, migrations: 0, next_home: None, next_view: 0 }
+        Self { doing: Doing::Nothing, migrations: 0, next_home: None, next_view: 0, suspended_since: None }
     }
 
     pub fn is_busy(&self) -> bool {
@@ -56,10 +71,30 @@ pub fn act(world: &mut World) {
             }
         }
     }
+    give_up_suspended(world);
     get_on(world);
     match world.owner() {
         None => own(world),
         Some(owner) => serve(world, owner),
+    }
+}
+
+/// A guest whose only member has lost what it had answered can't go on: an operator kills it, and it is started where the
+/// member is.
+fn give_up_suspended(world: &mut World) {
+    let Some(owner) = world.owner() else { return };
+    let suspended = world.nodes[owner].daemon.as_ref().is_some_and(|daemon| daemon.status().suspended);
+    if !suspended {
+        world.agent.suspended_since = None;
+        return;
+    }
+    let since = *world.agent.suspended_since.get_or_insert(world.now);
+    let Some(run) = world.log.instance().run.filter(|_| world.now - since > 3_000_000) else { return };
+    world.note(|| format!("agent: run {run} is given up, its last member is lost"));
+    guest::stop(world);
+    world.agent.doing = Doing::Nothing;
+    if world.log.apply(Command::Disown { instance: INSTANCE, run, want: None }).is_ok() {
+        world.changed();
     }
 }
 
@@ -71,7 +106,10 @@ fn own(world: &mut World) {
     let log = &world.log;
     let can = |node: &usize| {
         let here = &world.nodes[*node];
-        here.up && here.daemon.is_some() && log.boot(*node) == boot_name(*node, here.boot) && log.mirror().is_member_on(node_id(*node))
+        here.up
+            && here.daemon.is_some()
+            && log.boot(*node) == boot_name(*node, here.boot)
+            && log.mirror().is_member_on(node_id(*node))
     };
     let mut able: Vec<usize> = (0..world.nodes.len()).filter(can).collect();
     let intact = |node: &usize| {

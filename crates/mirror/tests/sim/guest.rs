@@ -74,7 +74,8 @@ impl Guest {
 pub fn act(world: &mut World) {
     let pause = world.rng.range(500, 12_000);
     world.after(pause, Ev::Guest);
-    let enough = !world.faults && world.guest.is_served_since_heal() && world.log.mirror().in_sync().len() == world.nodes.len();
+    let enough =
+        !world.faults && world.guest.is_served_since_heal() && world.log.mirror().in_sync().len() == world.nodes.len();
     let guest = &world.guest;
     if !guest.alive || guest.paused || guest.outstanding.len() >= 6 || enough {
         return;

@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use mirror::engine::{DiskCommand, Outcome, View};
 use model::{
-    AdminState, Applied, Cluster, Command, Disk, DiskAccess, DiskId, DiskTemplate, Epoch,     Instance, InstanceId, Life, Mirror, MirrorMode, NewNode, NodeId, NodeLife, Proposal, Provision, Rejection,
-    ReplicaId, RunId, State, Timestamp, Uuid, Version,
+    AdminState, Applied, Cluster, Command, Disk, DiskAccess, DiskId, DiskTemplate, Epoch, Instance, InstanceId, Life,
+    Mirror, MirrorMode, NewNode, NodeId, NodeLife, Proposal, Provision, Rejection, ReplicaId, RunId, State, Timestamp,
+    Uuid, Version,
 };
 
 pub const DISK: DiskId = DiskId(Uuid::from_u128(0xd15c));
@@ -40,12 +41,7 @@ pub fn index(node: NodeId) -> usize {
 impl Log {
     /// A cluster of `nodes` nodes and one instance with one disk, which has a replica on each.
     pub fn new(nodes: usize, size: u64, mode: MirrorMode) -> Self {
-        let mut log = Self {
-            state: State::default(),
-            handed_over: Vec::new(),
-            cancelled: Vec::new(),
-            no_cas: false,
-        };
+        let mut log = Self { state: State::default(), handed_over: Vec::new(), cancelled: Vec::new(), no_cas: false };
         let group = Uuid::from_u128(9);
         let init = Command::Init {
             cluster: Box::new(cluster()),
@@ -57,8 +53,12 @@ impl Log {
         log.must(Command::TakeOffice { node: NodeId(1), term: 1 });
         for node in 1..nodes {
             let token = Uuid::from_u128(0x7000 + node as u128);
-            let add =
-                Command::AddToken { id: token, secret_sha256: String::new(), node: new_node(node), expires: Timestamp(9) };
+            let add = Command::AddToken {
+                id: token,
+                secret_sha256: String::new(),
+                node: new_node(node),
+                expires: Timestamp(9),
+            };
             log.must(add);
             log.must(Command::AddNode { token });
         }

@@ -63,7 +63,16 @@ pub enum Ev {
     Arrive(usize, usize, Parcel),
     Connected(usize),
     ConnectFailed(usize),
-    Propose { node: usize, start: u64, id: ProposalId, by: NodeLife, epoch: Epoch, ver: Version, command: DiskCommand, reply: bool },
+    Propose {
+        node: usize,
+        start: u64,
+        id: ProposalId,
+        by: NodeLife,
+        epoch: Epoch,
+        ver: Version,
+        command: DiskCommand,
+        reply: bool,
+    },
     Outcome(usize, u64, ProposalId, Outcome),
     View(usize, u64, View),
     Guest,
@@ -208,7 +217,10 @@ impl World {
     }
 
     fn is_converged(&self) -> bool {
-        if self.agent.is_busy() || self.log.mirror().in_sync().len() != self.nodes.len() || !self.guest.is_served_since_heal() {
+        if self.agent.is_busy()
+            || self.log.mirror().in_sync().len() != self.nodes.len()
+            || !self.guest.is_served_since_heal()
+        {
             return false;
         }
         // The guest stops asking when all are in sync; then everything has to come to rest.

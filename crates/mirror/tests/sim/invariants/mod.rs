@@ -26,8 +26,7 @@ pub fn check(world: &mut World) {
 
 /// A node admits a run.
 pub fn serving(world: &mut World, node: usize, epoch: Epoch) {
-    let broken =
-        one_writer_per_epoch::serving(world, node, epoch).or_else(|| exposed_is_stable::serving(world, node));
+    let broken = one_writer_per_epoch::serving(world, node, epoch).or_else(|| exposed_is_stable::serving(world, node));
     if let Some(what) = broken {
         world.violate(what);
     }
