@@ -1,4 +1,9 @@
 //! The medium of a replica on a real file system and a real block device.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the shell around the engine has clocks and threads"
+)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod common;

@@ -1,4 +1,9 @@
 //! A disk as a file: with file system tools directly on it, through loop devices, and as a medium that fails on demand.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the shell around the engine has clocks and threads"
+)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod common;
