@@ -71,7 +71,10 @@ async fn answer(handle: Arc<dyn Handle>, caller: Caller, request: Request) -> Re
             let name = caller.name.clone();
             match tokio::spawn(async move { handle.call(request, &name).await }).await {
                 Ok(result) => result.map_err(Refusal::from),
-                Err(error) => Err(Refusal::from(Failure::failed(format!("The daemon failed on the way: {error}")))),
+                Err(error) => {
+                    tracing::error!(%error, request = what, "ended in a bug");
+                    Err(Refusal::from(Failure::failed("The daemon failed on the way; its log says more")))
+                }
             }
         }
         Ok(()) => match handle.call(request.clone(), &caller.name).await {

@@ -59,7 +59,6 @@ pub async fn lead(member: Arc<Member>) {
                 () = serve(Arc::clone(&member), term) => false,
                 ended = statuses.wait_for(|status| !status.is_leader || status.term != term) => ended.is_err(),
             };
-            member.office.send_replace(None);
             drop_address(&member).await;
             if closed {
                 return;
@@ -80,6 +79,15 @@ async fn drop_address(member: &Member) {
     }
 }
 
+/// The end of a term, however it comes.
+struct Term<'a>(&'a Member);
+
+impl Drop for Term<'_> {
+    fn drop(&mut self) {
+        self.0.office.send_replace(None);
+    }
+}
+
 /// One term, from taking office to its end, which comes by being dropped.
 async fn serve(member: Arc<Member>, term: u64) {
     let Some(office) = take(&member, term).await else {
@@ -89,6 +97,7 @@ async fn serve(member: Arc<Member>, term: u64) {
     };
     tracing::info!(term, "in office as master");
     member.office.send_replace(Some(Arc::clone(&office)));
+    let _term = Term(&member);
     let runner = Runner::new(Arc::clone(&office) as Arc<dyn World>);
     tokio::join!(runner.run(), office.keep_address(), office.keep_members(), office.keep_queue());
 }

@@ -71,6 +71,9 @@ async fn find_master(member: &Arc<Member>, deadline: Instant) -> Result<NodeId, 
     let mut offices = member.office.subscribe();
     loop {
         let status = statuses.borrow_and_update().clone();
+        if member.is_leaving() {
+            return Err(Failure::not_a_cluster());
+        }
         if let Some(reason) = status.failed {
             return Err(Failure::no_master(format!("This node's copy of the configuration can't be used: {reason}")));
         }
