@@ -161,8 +161,6 @@ impl Actor {
                 match &event {
                     Event::View(view) | Event::Promote(view) => self.incarnation = view.inc,
                     Event::Life(life) => self.around.life = *life,
-                    // What was told of an earlier time does not answer this.
-                    Event::Release => self.progress(|progress| progress.released = false),
                     Event::Resume(_) => self.progress(|progress| progress.quiesced = None),
                     _ => {}
                 }

@@ -22,7 +22,7 @@ pub(super) struct Slot {
     pub replica: ReplicaId,
     /// `None` while it can't be opened.
     pub driver: watch::Receiver<Option<Driver>>,
-    pub progress: watch::Receiver<Progress>,
+    pub progress: watch::Sender<Progress>,
     /// Its files may be there now.
     pub files: Arc<Notify>,
     stop: watch::Sender<bool>,
@@ -36,7 +36,7 @@ impl Slot {
         let progress = watch::Sender::new(Progress::default());
         let (stop, stopped) = watch::channel(false);
         let files = Arc::new(Notify::new());
-        let seen = progress.subscribe();
+        let seen = progress.clone();
         let minder = Minder { shared, disk, replica, driver, progress, files: files.clone(), stop: stopped };
         let mut task = JoinSet::new();
         task.spawn(minder.mind());

@@ -210,7 +210,7 @@ impl Keeper {
     /// [`KeeperError::Late`]: not within that time; it may still happen.
     pub async fn serving(&self, disk: DiskId, run: RunId, within: Duration) -> Result<Export, KeeperError> {
         let admitted = |progress: &Progress| progress.serving.is_some_and(|(_, served)| served == Some(run));
-        let (_, driver) = self.wait(disk, "served", within, |_| {}, admitted).await?;
+        let (_, driver) = self.wait(disk, "served", within, |_, _| {}, admitted).await?;
         self.shared.exports.offer(disk, run, driver.device(run))?;
         Ok(self.shared.exports.export(disk, run))
     }
@@ -237,9 +237,9 @@ impl Keeper {
         let done = |progress: &Progress| progress.quiesced.is_some_and(|(id, ..)| id == migration);
         // After a restart of the daemon it becomes primary first; then it may know of the migration already.
         let primary = |progress: &Progress| progress.serving.is_some() || done(progress);
-        self.wait(disk, "quiesced", within, |_| {}, primary).await?;
+        self.wait(disk, "quiesced", within, |_, _| {}, primary).await?;
         let within = within.saturating_sub(start.elapsed());
-        let ask = |driver: &Driver| driver.event(Event::Quiesce(migration));
+        let ask = |_: &Slot, driver: &Driver| driver.event(Event::Quiesce(migration));
         let (progress, _) = self.wait(disk, "quiesced", within, ask, done).await?;
         match progress.quiesced {
             Some((_, epoch, seq)) => Ok((epoch, seq)),
@@ -282,7 +282,11 @@ impl Keeper {
     /// # Errors
     /// [`KeeperError::Late`]: not within that time; it may still happen.
     pub async fn release(&self, disk: DiskId, within: Duration) -> Result<(), KeeperError> {
-        let ask = |driver: &Driver| driver.event(Event::Release);
+        let ask = |slot: &Slot, driver: &Driver| {
+            // What was told of an earlier time does not answer this.
+            slot.progress.send_modify(|progress| progress.released = false);
+            driver.event(Event::Release);
+        };
         self.wait(disk, "released", within, ask, |progress| progress.released).await.map(drop)
     }
 
@@ -316,7 +320,7 @@ impl Keeper {
 
     /// How far a disk's replica has come, to follow it; `None` if this node has none.
     pub fn watch(&self, disk: DiskId) -> Option<watch::Receiver<Progress>> {
-        self.shared.slot(disk).map(|slot| slot.progress.clone())
+        self.shared.slot(disk).map(|slot| slot.progress.subscribe())
     }
 
     /// Everything that replicas tell from now on. Who is too slow misses the oldest and learns that.
@@ -338,7 +342,7 @@ impl Keeper {
             let driver = slot.driver.borrow().clone();
             if let Some(driver) = driver {
                 driver.event(Event::Shutdown);
-                let mut progress = slot.progress.clone();
+                let mut progress = slot.progress.subscribe();
                 let stopped = progress.wait_for(|progress| progress.stopped || progress.failed.is_some());
                 drop(tokio::time::timeout(STOP_TIME, stopped).await);
             }
@@ -348,18 +352,18 @@ impl Keeper {
     }
 
     /// Asks a disk's replica for something, and waits until it is so.
-    async fn wait<T>(
+    async fn wait(
         &self,
         disk: DiskId,
         what: &'static str,
         within: Duration,
-        ask: impl FnOnce(&Driver) -> T,
+        ask: impl FnOnce(&Slot, &Driver),
         done: impl Fn(&Progress) -> bool,
     ) -> Result<(Progress, Driver), KeeperError> {
         let start = tokio::time::Instant::now();
         let (slot, driver) = self.open_slot(disk, within).await?;
-        let mut progress = slot.progress.clone();
-        ask(&driver);
+        let mut progress = slot.progress.subscribe();
+        ask(&slot, &driver);
         let waited = tokio::time::timeout_at(start + within, progress.wait_for(|progress| done(progress))).await;
         if let Ok(Ok(progress)) = waited {
             return Ok((progress.clone(), driver));

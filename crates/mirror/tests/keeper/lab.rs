@@ -71,12 +71,15 @@ impl Log {
 pub struct Way {
     log: Arc<Log>,
     cut: watch::Sender<bool>,
+    /// Proposals that got no answer.
+    unanswered: watch::Sender<u64>,
 }
 
 #[async_trait]
 impl Authority for Way {
     async fn propose(&self, incarnation: Incarnation, command: Command) -> Outcome {
         if *self.cut.borrow() {
+            self.unanswered.send_modify(|count| *count += 1);
             return Outcome::Unknown;
         }
         outcome_of(&self.log.apply(incarnation, vec![command]))
@@ -157,7 +160,7 @@ impl Lab {
         let nodes = (1..=nodes).map(|number| Node {
             number,
             boot: AtomicU32::new(0),
-            way: Arc::new(Way { log: log.clone(), cut: watch::Sender::new(false) }),
+            way: Arc::new(Way { log: log.clone(), cut: watch::Sender::new(false), unanswered: watch::Sender::new(0) }),
             identity: Arc::new(identity(&ca, cluster, number)),
             running: Mutex::new(None),
         });
@@ -262,6 +265,13 @@ impl Lab {
     /// Cuts a node's way to the log, or mends it.
     pub fn cut_log(&self, node: usize, cut: bool) {
         self.node(node).way.cut.send_replace(cut);
+    }
+
+    /// Waits until so many proposals of a node got no answer.
+    pub async fn unanswered(&self, node: usize, count: u64) {
+        let mut unanswered = self.node(node).way.unanswered.subscribe();
+        let reached = tokio::time::timeout(PATIENCE, unanswered.wait_for(|so_far| *so_far >= count)).await;
+        reached.expect("nothing is proposed").unwrap();
     }
 
     pub fn folder(&self, node: usize) -> PathBuf {
