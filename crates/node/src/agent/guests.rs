@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::{Boot, DiskSource, MachineSpec, NicSpec, RebootBehavior, Shutdown};
-use jobs::agent::{InstanceSpec, Stopped};
+use jobs::agent::{InstanceSpec, NicRef, Stopped};
 use model::{DiskAccess, ParamValue, Params, RunId};
 use network::{Netlink, tap};
 use opcodes::Failure;
@@ -69,7 +69,9 @@ impl Agent {
         let memory = number(&spec.beparams, "maxmem");
         let vcpus = u32::try_from(number(&spec.beparams, "vcpus")).unwrap_or(1);
         let hv = &spec.hvparams;
-        let mut machine = MachineSpec::new(&spec.name, run, memory, vcpus, boot(spec));
+        // The fake hypervisor needs no network.
+        let nics: &[NicRef] = if spec.hypervisor == "fake" { &[] } else { &spec.nics };
+        let mut machine = MachineSpec::new(&spec.name, run, memory, vcpus, boot(spec, nics.len()));
         machine.uuid = Some(spec.id.to_string());
         machine.cpu_type = text(hv, "cpu_type");
         machine.machine = text(hv, "machine_version");
@@ -92,12 +94,11 @@ impl Agent {
                 read_only: disk.disk.access == DiskAccess::Ro,
             });
         }
-        // The fake hypervisor needs no network.
-        if spec.hypervisor != "fake" && !spec.nics.is_empty() {
+        if !nics.is_empty() {
             let failed = |error: network::Error| Failure::failed(crate::chain(&error));
             let net = Netlink::open().map_err(failed)?;
             let id = spec.id.to_string();
-            for (index, nic) in (0u8..).zip(&spec.nics) {
+            for (index, nic) in (0u8..).zip(nics) {
                 let link = text(&nic.params, "link").unwrap_or_default();
                 let name = tap::name(&id, index);
                 let device = tap::create(&net, &name, &link, &id).await.map_err(failed)?;
@@ -113,7 +114,7 @@ impl Agent {
     }
 }
 
-fn boot(spec: &InstanceSpec) -> Boot {
+fn boot(spec: &InstanceSpec, nics: usize) -> Boot {
     let hv = &spec.hvparams;
     match text(hv, "kernel_path") {
         Some(kernel) => {
@@ -130,7 +131,7 @@ fn boot(spec: &InstanceSpec) -> Boot {
         }
         None => {
             let disks = (0..spec.disks.len()).map(|index| format!("disk{index}"));
-            let nics = (0..spec.nics.len()).map(|index| format!("nic{index}"));
+            let nics = (0..nics).map(|index| format!("nic{index}"));
             let order = match text(hv, "boot_order").as_deref() {
                 Some("network") => nics.chain(disks).collect(),
                 _ => disks.chain(nics).collect(),
@@ -151,4 +152,33 @@ fn flag(params: &Params, name: &str, default: bool) -> bool {
 
 fn number(params: &Params, name: &str) -> u64 {
     params.get(name).and_then(ParamValue::as_int).and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::InstanceId;
+
+    #[test]
+    fn a_guest_boots_from_what_it_has() {
+        let spec = InstanceSpec {
+            id: InstanceId(uuid::Uuid::nil()),
+            name: "vm1".into(),
+            primary: "node01".into(),
+            secondaries: Vec::new(),
+            hypervisor: "fake".into(),
+            os: "none".into(),
+            hvparams: Params::new(),
+            beparams: Params::new(),
+            osparams: Params::new(),
+            disks: Vec::new(),
+            nics: Vec::new(),
+        };
+        let order = |nics| match boot(&spec, nics) {
+            Boot::Disk { order } => order,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(order(0), Vec::<String>::new());
+        assert_eq!(order(2), ["nic0", "nic1"]);
+    }
 }
