@@ -130,22 +130,35 @@ pub struct Lab {
     pub engine: Config,
     pub ca: ClusterCa,
     pub cluster: Uuid,
-    pub port: u16,
+    network: Network,
     nodes: Vec<Node>,
     disks: tempfile::TempDir,
     run: tempfile::TempDir,
 }
 
-fn address(number: u64) -> Ipv4Addr {
-    Ipv4Addr::new(127, 0, 7, number as u8)
+/// The loopback network of a lab, which it has for itself as long as it holds the listener in it.
+struct Network {
+    third: u8,
+    _claim: TcpListener,
 }
 
-/// A port that is free on the addresses of so many nodes. Other tests look at the same time, from other starts.
-fn free_port(nodes: u64) -> u16 {
-    let start = 20_000 + (std::process::id() * 7 % 9_000) as u16;
-    let free = |port: &u16| (1..=nodes).all(|node| TcpListener::bind((address(node), *port)).is_ok());
-    (start..32_000).find(free).unwrap()
+impl Network {
+    fn claim() -> Self {
+        let claim = |third: u8| {
+            let claim = TcpListener::bind((Ipv4Addr::new(127, 7, third, 250), PORT)).ok()?;
+            Some(Self { third, _claim: claim })
+        };
+        let start = std::process::id() as u8;
+        (0..=255).find_map(|step| claim(start.wrapping_add(step))).unwrap()
+    }
+
+    fn address(&self, node: u64) -> Ipv4Addr {
+        Ipv4Addr::new(127, 7, self.third, node as u8)
+    }
 }
+
+/// The port of every node.
+const PORT: u16 = 25_082;
 
 /// Times for a machine that does other things as well: what is alive is not taken for dead.
 pub fn patient() -> Config {
@@ -167,7 +180,7 @@ impl Lab {
         let nodes: Vec<Node> = nodes.collect();
         let disks = tempfile::tempdir().unwrap();
         let run = tempfile::tempdir_in("/dev/shm").unwrap();
-        let lab = Self { log, engine, ca, cluster, port: free_port(nodes.len() as u64), nodes, disks, run };
+        let lab = Self { log, engine, ca, cluster, network: Network::claim(), nodes, disks, run };
         lab.found();
         for node in 1..=lab.nodes.len() {
             lab.boot(node).await;
@@ -179,8 +192,8 @@ impl Lab {
         let node = |number: u64| NewNode {
             name: format!("node{number:02}"),
             uuid: Uuid::from_u128(number.into()),
-            primary_ip: address(number),
-            secondary_ip: address(number),
+            primary_ip: self.network.address(number),
+            secondary_ip: self.network.address(number),
             group: None,
             master_capable: true,
             vm_capable: true,
@@ -230,8 +243,8 @@ impl Lab {
             boot: self.boot_name(node),
             folder: self.folder(node),
             run_dir: self.run.path().join(node.to_string()),
-            listen: SocketAddr::new(IpAddr::V4(address(it.number)), self.port),
-            port: self.port,
+            listen: SocketAddr::new(IpAddr::V4(self.network.address(it.number)), PORT),
+            port: PORT,
             user: None,
             engine: self.engine.clone(),
         };
@@ -364,8 +377,8 @@ impl Lab {
         // The one who is called is not in doubt here.
         let mut tls = (*rpc::tls::client_config(who, to as u64).ok()?).clone();
         tls.dangerous().set_certificate_verifier(Arc::new(Anybody));
-        let address = address(to as u64);
-        let stream = tokio::net::TcpStream::connect((address, self.port)).await.unwrap();
+        let address = self.network.address(to as u64);
+        let stream = tokio::net::TcpStream::connect((address, PORT)).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
         let mut stream = connector.connect(IpAddr::V4(address).into(), stream).await.ok()?;
         stream.write_all(&wire::encode(&hello).head).await.ok()?;

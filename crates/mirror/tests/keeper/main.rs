@@ -1,5 +1,13 @@
 //! Replicas of real nodes: real files, TLS over loopback, NBD, and a log; kept equal through restarts, losses, planned
 //! failovers and handovers.
+//!
+//! `MIRROR_SEED=n` repeats the choices of a run; times are the machine's own.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the shell around the engine has clocks and threads"
+)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests too")]
 
 mod guest;
 mod lab;
