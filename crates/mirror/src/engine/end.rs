@@ -38,6 +38,11 @@ impl Primary {
         }
     }
 
+    /// Whether the disk is coming to an orderly end.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.closed, Closed::Release(..)) && self.step == Step::Serve
+    }
+
     fn is_drained(&self) -> bool {
         let guest_flush = self.flushes.values().any(|flush| flush.request().is_some());
         self.writes.is_empty() && self.waiting_writes.is_empty() && self.reads.is_empty() && !guest_flush
@@ -70,7 +75,11 @@ impl Primary {
                 }
             }
             Closed::Release(Some(upto), false) => {
-                if self.take_flush(upto) && self.outdating.is_disjoint(&self.must_ack) {
+                let joins = self
+                    .peers
+                    .values()
+                    .any(|peer| peer.stage > Stage::Flushing(u64::MAX) && peer.stage < Stage::Member);
+                if !joins && self.take_flush(upto) && self.outdating.is_disjoint(&self.must_ack) {
                     self.say_bye(base);
                     self.closed = Closed::Release(Some(upto), true);
                 }

@@ -29,10 +29,13 @@ impl Primary {
         if self.step != Step::Serve || self.deposed {
             return;
         }
-        if self.peers.get(&self.own).is_some_and(|own| own.stage == Stage::Down) && !base.failed {
+        let ends = self.is_ending();
+        if self.peers.get(&self.own).is_some_and(|own| own.stage == Stage::Down) && !base.failed && !ends {
             self.join_own(base);
         }
-        let rids: Vec<ReplicaId> = self.peers.keys().copied().collect();
+        // At an orderly end only those get on whose InSync may be decided any moment.
+        let wanted = |rid: &&ReplicaId| !ends || self.must_ack.contains(rid);
+        let rids: Vec<ReplicaId> = self.peers.keys().filter(wanted).copied().collect();
         for rid in rids {
             self.get_on_with(base, rid);
         }
@@ -255,7 +258,7 @@ impl Primary {
 
     /// Begins copies, as many as may be under way (5.5: paced, and yielding to the guest).
     pub fn copy(&mut self, base: &mut Base) {
-        if self.deposed {
+        if self.deposed || self.is_ending() {
             return;
         }
         let idle = self.writes.is_empty() && self.reads.is_empty();

@@ -7,7 +7,7 @@ use super::effect::Effect;
 use super::event::Conn;
 use super::flush::send_flush;
 use super::peer::Stage;
-use super::primary::{Closed, Primary, Step};
+use super::primary::{Primary, Step};
 use super::write::send_write;
 use crate::wire::{Channel, Frame, Hello, Link, RefuseReason, ReplicaState};
 
@@ -16,9 +16,7 @@ impl Primary {
     pub fn try_link(&mut self, base: &mut Base, rid: ReplicaId) {
         let wanted = match self.must_ack.contains(&rid) {
             true => self.step >= Step::Greet(super::Micros(0)) && !self.outdating.contains(&rid),
-            false => {
-                self.step == Step::Serve && !self.soloed.contains(&rid) && !matches!(self.closed, Closed::Release(..))
-            }
+            false => self.step == Step::Serve && !self.soloed.contains(&rid) && !self.is_ending(),
         };
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         if !wanted {

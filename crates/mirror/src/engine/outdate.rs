@@ -28,6 +28,9 @@ impl Primary {
         match was {
             // J5: it holds everything, but what became of its InSync is not known.
             Stage::Confirming(_) | Stage::Finishing | Stage::Joined => {
+                if base.broken(Mutant::DropBeforeVersionGrew) && !self.in_sync.contains(&rid) {
+                    return self.drop_member(base, rid);
+                }
                 self.outdating.insert(rid);
             }
             // The only one whose content counts is waited for.
@@ -206,19 +209,6 @@ impl Primary {
                 }
             }
             Outcome::Unknown => self.propose_after = again,
-        }
-        self.mutate_after(base, outcome);
-    }
-
-    /// For tests of the tests: J5 left out.
-    fn mutate_after(&mut self, base: &mut Base, outcome: Outcome) {
-        if base.broken(Mutant::DropBeforeVersionGrew) && outcome == Outcome::Unknown {
-            let lost = |rid: &ReplicaId| self.peers.get(rid).is_some_and(|peer| peer.stage == Stage::Down);
-            let dropped: Vec<ReplicaId> =
-                self.must_ack.iter().copied().filter(|rid| !self.in_sync.contains(rid) && lost(rid)).collect();
-            for rid in dropped {
-                self.drop_member(base, rid);
-            }
         }
     }
 

@@ -40,6 +40,25 @@ pub fn act(world: &mut World) {
     }
 }
 
+/// A fault between these two.
+pub fn strike(world: &mut World, node: usize, other: usize) {
+    let victim = if world.rng.chance(60) { node } else { other };
+    match world.rng.range(0, 10) {
+        _ if !world.faults => {}
+        0..5 => {
+            world.kill_daemon(victim);
+            let back = world.rng.range(1_000, 200_000);
+            world.after(back, Ev::Restart(victim));
+        }
+        5..6 => {
+            world.cut_power(victim);
+            let back = world.rng.range(100_000, 1_500_000);
+            world.after(back, Ev::Boot(victim));
+        }
+        _ => cut(world, node, other),
+    }
+}
+
 fn cut(world: &mut World, from: usize, to: usize) {
     let last = match world.rng.chance(60) {
         true => world.rng.range(10_000, 700_000),

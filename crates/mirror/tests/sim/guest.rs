@@ -34,6 +34,8 @@ pub struct Guest {
     stopped: BTreeMap<RequestId, (RunId, Asked)>,
     /// Requests through exports of runs that are over.
     ghosts: BTreeSet<RequestId>,
+    /// Runs that are over, and where they were.
+    old_runs: Vec<(usize, RunId)>,
     next: u64,
     done_since_heal: u64,
 }
@@ -74,6 +76,12 @@ impl Guest {
 pub fn act(world: &mut World) {
     let pause = world.rng.range(500, 12_000);
     world.after(pause, Ev::Guest);
+    if let Some((node, run)) = world.guest.old_runs.last().copied()
+        && world.faults
+        && world.rng.chance(2)
+    {
+        ghost(world, node, run);
+    }
     let enough =
         !world.faults && world.guest.is_served_since_heal() && world.log.mirror().in_sync().len() == world.nodes.len();
     let guest = &world.guest;
@@ -168,6 +176,7 @@ pub fn moved(world: &mut World, node: usize, run: RunId) {
     world.guest.run = run;
     world.guest.paused = false;
     world.note(|| format!("guest: moved to node {node} as run {run}"));
+    world.guest.old_runs.push((old, old_run));
     // The old hypervisor writes once more; that must not get through.
     ghost(world, old, old_run);
 }

@@ -9,6 +9,7 @@ mod guest;
 mod invariants;
 mod log;
 mod medium;
+mod mutants;
 mod net;
 mod oracle;
 mod rng;

@@ -82,6 +82,8 @@ pub enum Ev {
     Boot(usize),
     Heal(usize, usize),
     LogBack,
+    /// A fault that was aimed at a delicate moment between these two nodes.
+    Strike(usize, usize),
 }
 
 pub struct World {
@@ -285,6 +287,7 @@ impl World {
             Ev::Restart(node) => self.start_daemon(node),
             Ev::Boot(node) => self.boot(node),
             Ev::Heal(from, to) => self.heal_cut(from, to),
+            Ev::Strike(node, other) => crate::faults::strike(self, node, other),
             Ev::LogBack => self.log_down = false,
         }
         if self.violation.is_none() {
@@ -428,6 +431,7 @@ impl World {
             if self.trace && !matches!(effect, Effect::Wake(_) | Effect::Boot(_)) {
                 eprintln!("{:>10} node {index} -> {}", self.now, brief(&effect));
             }
+            self.aim(index, &effect);
             match effect {
                 Effect::Io(id, io) => self.begin_io(index, start, id, io),
                 Effect::Store(id, kind) => {
@@ -451,6 +455,21 @@ impl World {
                 }
                 Effect::Tell(notice) => self.told(index, notice),
             }
+        }
+    }
+
+    /// Faults at random times seldom meet what lasts a few milliseconds, so some are aimed.
+    fn aim(&mut self, index: usize, effect: &Effect) {
+        let delicate = match effect {
+            Effect::Send(_, Frame::StartSync { .. } | Frame::FinishSync { .. } | Frame::State(_)) => 10,
+            Effect::Propose { command: DiskCommand::InSync(..), .. } => 25,
+            Effect::Propose { .. } => 10,
+            _ => 0,
+        };
+        if self.faults && delicate > 0 && self.rng.chance(delicate) {
+            let delay = self.rng.range(0, 20_000);
+            let other = (index + 1) % self.nodes.len();
+            self.after(delay, Ev::Strike(index, other));
         }
     }
 
