@@ -66,4 +66,19 @@ mod tests {
             assert_eq!(voters(&state, &current, NodeId(1)), wanted, "{nodes} {current:?}");
         }
     }
+
+    /// Marking a node as away takes its vote; taking the mark away gives it back.
+    #[test]
+    fn a_node_that_is_back_in_service_votes_again() {
+        let mut state = testing::cluster_of("ccw");
+        let all: BTreeSet<NodeId> = [1, 2, 3].into_iter().map(NodeId).collect();
+        let mark = |state: &mut State, offline: bool| {
+            let change = crate::NodeChange { offline: Some(offline), ..Default::default() };
+            testing::run(state, vec![crate::Command::ModifyNode { node: NodeId(2), change }]).unwrap();
+        };
+        mark(&mut state, true);
+        assert_eq!(voters(&state, &all, NodeId(1)), BTreeSet::from([NodeId(1)]));
+        mark(&mut state, false);
+        assert_eq!(voters(&state, &BTreeSet::from([NodeId(1)]), NodeId(1)), all);
+    }
 }

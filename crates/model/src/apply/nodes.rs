@@ -127,6 +127,12 @@ impl State {
         }
         if next.offline || next.drained {
             next.master_candidate = false;
+        } else if (node.offline || node.drained) && next.master_capable && change.master_candidate.is_none() {
+            // Back in service: a candidate again while the pool has room, as in Ganeti. Else a cluster that lost a vote by
+            // marking a node would not get it back by taking the mark away.
+            let pool = self.cluster.as_ref().map_or(0, |cluster| cluster.candidate_pool_size as usize);
+            let candidates = self.nodes.values().filter(|node| node.master_candidate).count();
+            next.master_candidate = candidates < pool;
         }
         if let Some(address) = change.secondary_ip {
             next.secondary_ip = address;
