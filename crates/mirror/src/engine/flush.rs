@@ -57,6 +57,7 @@ impl Primary {
         if matches!(peer.stage, Stage::Syncing | Stage::Flushing(_)) {
             // S6: what is confirmed, and has not been touched since, does not differ any more.
             let slot = peer.slot;
+            peer.exact = true;
             covered.subtract(&peer.todo);
             covered.subtract(&peer.unflushed.all());
             for write in self.writes.values() {

@@ -140,7 +140,8 @@ impl Primary {
         peer.copied = 0;
         // What it does not flush from here on stays in the bitmap.
         peer.unflushed = Default::default();
-        peer.exact = true;
+        // What it got from an earlier primary and has not flushed is in no bitmap: that it flushed has to be known first.
+        peer.exact |= everything;
         peer.stage = Stage::Starting;
         peer.state = Some(state);
         if peer.local {

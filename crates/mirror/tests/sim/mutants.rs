@@ -32,7 +32,7 @@ macro_rules! mutants {
 mutants! {
     acknowledge_before_outdate: Fault::Engine(Mutant::AckBeforeOutdate), 2, 300;
     no_compare_and_set: Fault::NoCas, 2, 300;
-    no_empty_outdate_at_restart: Fault::Engine(Mutant::NoEmptyOutdate), 2, 300;
+    no_empty_outdate_at_restart: Fault::Engine(Mutant::NoEmptyOutdate), 2, 1000;
     dropped_before_the_version_grew: Fault::Engine(Mutant::DropBeforeVersionGrew), 2, 300;
     in_sync_before_must_ack: Fault::Engine(Mutant::InSyncBeforeMustAck), 2, 300;
     no_drain_at_hello: Fault::Engine(Mutant::NoDrainAtHello), 2, 300;
