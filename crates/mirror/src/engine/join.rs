@@ -138,6 +138,8 @@ impl Primary {
         peer.todo = todo;
         peer.cursor = 0;
         peer.copied = 0;
+        // Of this boot it has answered nothing yet, or that was looked at just now.
+        peer.acked = 0;
         // What it does not flush from here on stays in the bitmap.
         peer.unflushed = Default::default();
         // What it got from an earlier primary and has not flushed is in no bitmap: that it flushed has to be known first.
