@@ -24,6 +24,8 @@ pub enum Mutant {
     CopyWithoutLock,
     /// J4: no flush before InSync.
     NoFlushBeforeInSync,
+    /// J4 as first written: nothing flushes what is answered while the replica flushes its copies.
+    NoFlushAtFinish,
     /// O3: the bitmap of an outdated member is not seeded.
     WindowNotSeeded,
     /// S4: what is sent to a joining replica is not marked.

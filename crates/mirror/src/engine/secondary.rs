@@ -269,7 +269,9 @@ impl Secondary {
                 self.replies.push(Frame::SyncStarted);
                 self.flush_replies(base);
             }
-            Frame::FinishSync { ver, mode } if base.broken(Mutant::NoFlushBeforeInSync) => {
+            Frame::FinishSync { ver, mode }
+                if base.broken(Mutant::NoFlushBeforeInSync) || base.broken(Mutant::NoFlushAtFinish) =>
+            {
                 base.ended.push_back((Job::ApplyFinish(ver, mode), Ok(None)));
             }
             Frame::FinishSync { ver, mode } => base.submit(Io::Sync, Job::ApplyFinish(ver, mode)),
