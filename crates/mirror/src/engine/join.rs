@@ -56,15 +56,16 @@ impl Primary {
                 }
             }
             Stage::Flushing(upto) => {
-                if self.take_flush(upto) {
-                    // J4: from here on it leaves `must_ack` only through a committed Outdate.
-                    if !base.broken(Mutant::InSyncBeforeMustAck) {
-                        self.must_ack.insert(rid);
-                    }
-                    let last = self.next_seq - 1;
-                    self.set_stage(rid, Stage::Confirming(last));
-                    self.get_on_with(base, rid);
+                if !self.take_flush(upto) {
+                    return;
                 }
+                // J4: from here on it leaves `must_ack` only through a committed Outdate.
+                if !base.broken(Mutant::InSyncBeforeMustAck) {
+                    self.must_ack.insert(rid);
+                }
+                let last = self.next_seq - 1;
+                self.set_stage(rid, Stage::Confirming(last));
+                self.get_on_with(base, rid);
             }
             Stage::Confirming(last) => {
                 let all = self.writes.range(..=last).all(|(_, write)| !write.waiting.contains(&rid));

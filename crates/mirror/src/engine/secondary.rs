@@ -318,10 +318,7 @@ impl Secondary {
         if !fitting {
             return self.protocol_error(base);
         }
-        if !self.places.contains_key(&seq) {
-            let place = base.enter_window(session, seq, range);
-            self.places.insert(seq, place);
-        }
+        self.places.entry(seq).or_insert_with(|| base.enter_window(session, seq, range));
         if !base.broken(Mutant::MarksOnlyAtPrimary) {
             base.mark_all(range);
         }

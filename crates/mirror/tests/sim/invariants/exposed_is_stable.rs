@@ -12,13 +12,13 @@ pub fn serving(world: &mut World, index: usize) -> Option<String> {
     let members: Vec<usize> = (0..world.nodes.len()).filter(|node| mirror.is_member_on(node_id(*node))).collect();
     let source = if members.contains(&index) { index } else { *members.first()? };
     let shown = world.nodes[source].medium.cache.clone();
-    for unit in 0..shown.len() {
+    for (unit, value) in shown.iter().enumerate() {
         let allowed = match world.nodes[source].relaxed {
             true => world.oracle.allowed_durable(unit),
             false => world.oracle.allowed(unit),
         };
-        if !allowed.contains(&shown[unit]) {
-            return Some(format!("I4: unit {unit} is shown as {:#x}, allowed is {allowed:x?}", shown[unit]));
+        if !allowed.contains(value) {
+            return Some(format!("I4: unit {unit} is shown as {value:#x}, allowed is {allowed:x?}"));
         }
     }
     for member in members {
