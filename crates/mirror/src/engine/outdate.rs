@@ -85,12 +85,18 @@ impl Primary {
             } else {
                 let steady = peer.stage == Stage::Member && peer.adopted == self.ver;
                 let waits = awaited || !steady;
-                let since = *peer.waiting_since.get_or_insert(base.now);
-                if !waits {
-                    peer.waiting_since = None;
-                }
-                let limit = if waits { base.cfg.t_peer_ms } else { base.cfg.t_peer_ms + IDLE_PING_MS };
-                if base.now.ms_since(since.max(peer.last_heard)) >= limit {
+                // From when something began to wait, because a steady link is silent for longer.
+                let (since, limit) = match waits {
+                    true => {
+                        let since = *peer.waiting_since.get_or_insert(base.now);
+                        (since.max(peer.last_heard), base.cfg.t_peer_ms)
+                    }
+                    false => {
+                        peer.waiting_since = None;
+                        (peer.last_heard, base.cfg.t_peer_ms + IDLE_PING_MS)
+                    }
+                };
+                if base.now.ms_since(since) >= limit {
                     self.lose(base, rid);
                 } else if peer.is_linked()
                     && let Some(data) = peer.data

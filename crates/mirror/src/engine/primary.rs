@@ -114,7 +114,8 @@ impl Primary {
             let begins = peer.stage >= Stage::Starting && peer.stage < Stage::Finishing;
             !peer.local && !begins && self.must_ack.contains(&peer.rid)
         });
-        base.durably(|sb| sb.hw == hw) && members.all(|peer| peer.adopted == self.ver)
+        // A medium that failed holds no member: there is nothing to promise on it.
+        (base.failed || base.durably(|sb| sb.hw == hw)) && members.all(|peer| peer.adopted == self.ver)
     }
 
     pub fn high_water(&self) -> HighWater {

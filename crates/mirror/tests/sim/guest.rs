@@ -36,11 +36,17 @@ pub struct Guest {
     ghosts: BTreeSet<RequestId>,
     /// Runs that are over, and where they were.
     old_runs: Vec<(usize, RunId)>,
+    /// It does not stop when everything is in sync.
+    pub keeps_on: bool,
     next: u64,
     done_since_heal: u64,
 }
 
 impl Guest {
+    pub fn done(&self) -> u64 {
+        self.done_since_heal
+    }
+
     pub fn is_quiet(&self) -> bool {
         self.outstanding.is_empty()
     }
@@ -82,13 +88,33 @@ pub fn act(world: &mut World) {
     {
         ghost(world, node, run);
     }
-    let enough =
-        !world.faults && world.guest.is_served_since_heal() && world.log.mirror().in_sync().len() == world.nodes.len();
+    let enough = !world.guest.keeps_on
+        && !world.faults
+        && world.guest.is_served_since_heal()
+        && world.log.mirror().in_sync().len() == world.nodes.len();
     let guest = &world.guest;
     if !guest.alive || guest.paused || guest.outstanding.len() >= 6 || enough {
         return;
     }
     let asked = choose(world);
+    by_command(world, asked);
+}
+
+/// One write of one unit, by command of a scenario.
+pub fn write(world: &mut World, unit: u64) {
+    let stamp = world.oracle.now() << 8 | 2;
+    let range = Range::new(bytes(unit), bytes(1));
+    let begun = world.oracle.begin(units(range), stamp);
+    by_command(world, Asked::Write(range, stamp, begun, false));
+}
+
+/// One flush.
+pub fn flush(world: &mut World) {
+    let now = world.oracle.now();
+    by_command(world, Asked::Flush(now));
+}
+
+fn by_command(world: &mut World, asked: Asked) {
     let key = world.guest.next;
     world.guest.next += 1;
     world.guest.outstanding.insert(key, asked);

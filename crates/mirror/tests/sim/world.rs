@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mirror::engine::{
-    BootChange, BootRecord, Conn, DiskCommand, Effect, Event, GuestError, GuestReply, Io, IoId, IoResult, MarkRecord,
-    Micros, Notice, Outcome, ProposalId, Replica, StoreKind, Stored, Superblock, View,
+    BootChange, BootRecord, Conn, DiskCommand, Effect, Event, GuestError, GuestReply, Io, IoFailed, IoId, IoResult,
+    MarkRecord, Micros, Notice, Outcome, ProposalId, Replica, StoreKind, Stored, Superblock, View,
 };
 use mirror::wire::{Channel, Frame};
 use model::{Epoch, Life, MirrorMode, NodeLife, Version};
@@ -29,6 +29,8 @@ pub struct Plan {
     pub mutant: Option<crate::Fault>,
     /// How long faults go on, milliseconds.
     pub faults_ms: u64,
+    /// The disk's mode.
+    pub mode: MirrorMode,
 }
 
 /// An I/O or a store that is under way.
@@ -53,6 +55,8 @@ pub struct Node {
     pub saved_marks: BTreeMap<u8, MarkRecord>,
     pub boot_record: Option<BootRecord>,
     pub pending: BTreeMap<IoId, Pending>,
+    /// Every I/O of the medium fails.
+    pub broken: bool,
     /// It lost writes with its power that were not flushed, and was not brought in sync or admitted since (G2).
     pub relaxed: bool,
 }
@@ -109,6 +113,8 @@ pub struct World {
     pub violation: Option<String>,
     pub hash: u64,
     pub steps: u64,
+    /// Bytes of copies that were sent.
+    pub copied: u64,
     pub trace: bool,
 }
 
@@ -116,7 +122,7 @@ impl World {
     pub fn new(plan: Plan) -> Self {
         let mut rng = Rng::new(plan.seed);
         let oracle = Oracle::new(UNITS);
-        let mut log = Log::new(plan.nodes, oracle.size(), MirrorMode::Strict);
+        let mut log = Log::new(plan.nodes, oracle.size(), plan.mode);
         log.no_cas = plan.mutant == Some(crate::Fault::NoCas);
         let inc = log.state.incarnation;
         let nodes = (0..plan.nodes)
@@ -127,10 +133,11 @@ impl World {
                 daemon: None,
                 life: log.life(node),
                 medium: Medium::new(UNITS),
-                superblock: Superblock::newborn(DISK, rid(node), oracle.size(), inc, MirrorMode::Strict),
+                superblock: Superblock::newborn(DISK, rid(node), oracle.size(), inc, plan.mode),
                 saved_marks: BTreeMap::new(),
                 boot_record: None,
                 pending: BTreeMap::new(),
+                broken: false,
                 relaxed: false,
             })
             .collect();
@@ -155,6 +162,7 @@ impl World {
             violation: None,
             hash: 0xcbf2_9ce4_8422_2325,
             steps: 0,
+            copied: 0,
             trace: std::env::var_os("TRACE").is_some(),
         };
         for node in 0..world.nodes.len() {
@@ -185,6 +193,47 @@ impl World {
 
     fn fold(&mut self, number: u64) {
         self.hash = (self.hash ^ number).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+
+    /// One without faults, for a scenario.
+    pub fn quiet(plan: Plan) -> Self {
+        let mut world = Self::new(plan);
+        world.faults = false;
+        world.guest.keeps_on = true;
+        world
+    }
+
+    /// Goes on for a time.
+    pub fn run_for(&mut self, ms: u64) {
+        let until = self.now + ms * 1000;
+        while self.now < until && self.violation.is_none() {
+            self.next();
+        }
+        assert_eq!(self.violation, None);
+    }
+
+    /// Goes on until something holds.
+    pub fn run_until(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
+        let until = self.now + 60_000_000;
+        while !holds(self) && self.violation.is_none() {
+            assert!(self.now < until, "{what} did not come to be; {}", self.why_not_converged());
+            self.next();
+        }
+        assert_eq!(self.violation, None);
+    }
+
+    /// Cuts two nodes off from each other.
+    pub fn cut_both(&mut self, one: usize, other: usize) {
+        self.net.cut.extend([(one, other), (other, one)]);
+    }
+
+    /// Everything is in sync, at rest and equal.
+    pub fn finish(mut self) {
+        self.guest.keeps_on = false;
+        self.heal();
+        self.run_until("convergence", World::is_converged);
+        self.check_equal();
+        assert_eq!(self.violation, None);
     }
 
     /// Runs to the end; the hash of the trace.
@@ -432,6 +481,9 @@ impl World {
                 eprintln!("{:>10} node {index} -> {}", self.now, brief(&effect));
             }
             self.aim(index, &effect);
+            if let Effect::Send(_, Frame::Copy { range, .. }) = &effect {
+                self.copied += range.len;
+            }
             match effect {
                 Effect::Io(id, io) => self.begin_io(index, start, id, io),
                 Effect::Store(id, kind) => {
@@ -513,7 +565,11 @@ impl World {
             return;
         }
         let Some(pending) = node.pending.remove(&id) else { return };
-        let result: IoResult = Ok(node.complete(pending));
+        let medium = matches!(pending, Pending::Read(_) | Pending::Write(..) | Pending::Sync(_));
+        let result: IoResult = match node.broken && medium {
+            true => Err(IoFailed),
+            false => Ok(node.complete(pending)),
+        };
         self.step(index, start, Event::IoDone(id, result));
     }
 
@@ -656,7 +712,7 @@ impl World {
         let quick = self.rng.range(500, 8_000);
         let slow = self.rng.range(1_000, 3_000_000);
         match fate {
-            _ if self.log_down && self.faults => {
+            _ if self.log_down => {
                 self.after(unknown_at, Ev::Outcome(node, start, id, Outcome::Unknown));
                 if fate < 30 {
                     self.after(slow, propose(false));
