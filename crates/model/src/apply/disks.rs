@@ -467,3 +467,6 @@ fn give(instance: &mut Instance, n: u64, owner: NodeLife, run: RunId) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
