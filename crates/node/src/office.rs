@@ -325,6 +325,8 @@ impl Office {
         match self.log().propose(self.proposal(commands)).await {
             Ok(committed) => Ok(committed.applied),
             Err(ProposeError::Rejected(rejection)) => Err(rejection.into()),
+            // It was not even appended.
+            Err(ProposeError::NotLeader { .. }) => Err(crate::requests::no_master(&self.member)),
             Err(error) => Err(Failure::no_master(error.to_string())),
         }
     }

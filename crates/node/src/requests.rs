@@ -100,7 +100,8 @@ async fn find_master(member: &Arc<Member>, deadline: Instant) -> Result<NodeId, 
     }
 }
 
-fn no_master(member: &Member) -> Failure {
+/// The refusal where there is no master, or none that a majority follows. Nothing was changed.
+pub fn no_master(member: &Member) -> Failure {
     let state = member.state();
     let status = member.log.status();
     let last = match state.office {
