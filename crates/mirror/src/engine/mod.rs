@@ -13,6 +13,7 @@
 //!   connection after its [`Event::Disconnected`] or [`Effect::Close`]. A frame for a connection that has ended is dropped.
 //! - A [`View`] is what the log had committed at some time; views may be late, skip states, and repeat.
 //!   [`Event::Promote`] carries one that was read with a barrier after the promotion was committed.
+//! - A boot-scoped record of another boot is emptied before the replica is opened, and given as absent.
 //! - Guest requests lie within the disk; their number is bounded by the export.
 
 mod base;

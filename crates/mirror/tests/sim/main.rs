@@ -12,6 +12,7 @@ mod log;
 mod medium;
 mod mutants;
 mod net;
+mod node;
 mod oracle;
 mod rng;
 mod scenarios;

@@ -3,18 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mirror::engine::{
-    BootChange, BootRecord, Conn, DiskCommand, Effect, Event, GuestError, GuestReply, Io, IoFailed, IoId, IoResult,
-    MarkRecord, Micros, Notice, Outcome, ProposalId, Replica, StoreKind, Stored, Superblock, View,
+    BootChange, DiskCommand, Effect, Event, GuestError, GuestReply, IoId, Micros, Notice, Outcome, ProposalId, Replica,
+    StoreKind, Superblock, View,
 };
-use mirror::wire::{Channel, Frame};
-use model::{Epoch, Life, MirrorMode, NodeLife, Version};
+use mirror::wire::Frame;
+use model::{Epoch, MirrorMode, NodeLife, Version};
 
 use crate::agent::Agent;
 use crate::guest::Guest;
 use crate::invariants;
-use crate::log::{DISK, Log, boot_name, index, node_id, rid};
+use crate::log::{DISK, Log, index, node_id, rid};
 use crate::medium::{Medium, UNIT};
 use crate::net::{End, Net, Parcel};
+use crate::node::{Node, Pending};
 use crate::oracle::Oracle;
 use crate::rng::Rng;
 
@@ -31,34 +32,6 @@ pub struct Plan {
     pub faults_ms: u64,
     /// The disk's mode.
     pub mode: MirrorMode,
-}
-
-/// An I/O or a store that is under way.
-pub enum Pending {
-    Read(mirror::wire::Range),
-    Write(mirror::wire::Range, mirror::wire::Content, bool),
-    Sync(u64),
-    Superblock(Box<Superblock>),
-    Marks,
-}
-
-pub struct Node {
-    pub boot: u64,
-    /// The kernel runs.
-    pub up: bool,
-    /// How many daemons there were.
-    pub start: u64,
-    pub daemon: Option<Replica>,
-    pub life: Life,
-    pub medium: Medium,
-    pub superblock: Superblock,
-    pub saved_marks: BTreeMap<u8, MarkRecord>,
-    pub boot_record: Option<BootRecord>,
-    pub pending: BTreeMap<IoId, Pending>,
-    /// Every I/O of the medium fails.
-    pub broken: bool,
-    /// It lost writes with its power that were not flushed, and was not brought in sync or admitted since (G2).
-    pub relaxed: bool,
 }
 
 pub enum Ev {
@@ -191,7 +164,7 @@ impl World {
         }
     }
 
-    fn fold(&mut self, number: u64) {
+    pub fn fold(&mut self, number: u64) {
         self.hash = (self.hash ^ number).wrapping_mul(0x0000_0100_0000_01b3);
     }
 
@@ -357,104 +330,6 @@ impl World {
         }
     }
 
-    // Daemons.
-
-    pub fn start_daemon(&mut self, index: usize) {
-        let size = self.oracle.size();
-        let config = self.config();
-        let node = &mut self.nodes[index];
-        if !node.up || node.daemon.is_some() {
-            return;
-        }
-        node.start += 1;
-        assert_eq!(node.superblock.size, size);
-        let stored = Stored {
-            superblock: node.superblock.clone(),
-            boot: node.boot_record.clone(),
-            saved_marks: node.saved_marks.clone(),
-        };
-        node.boot_record.get_or_insert_default();
-        let opening = mirror::engine::Opening {
-            config,
-            node: node_id(index),
-            life: node.life,
-            boot: boot_name(index, node.boot),
-            stored,
-        };
-        let mut out = Vec::new();
-        let start = node.start;
-        let replica = Replica::open(opening, Micros(self.now), &mut out);
-        self.nodes[index].daemon = Some(replica);
-        self.note(|| format!("node {index}: daemon start {start}"));
-        self.carry_out(index, out);
-        self.guest_resend(index);
-    }
-
-    fn config(&mut self) -> mirror::engine::Config {
-        mirror::engine::Config {
-            mutant: self.plan.mutant.and_then(crate::Fault::mutant),
-            copy_bytes: 8192,
-            max_writes: 8,
-            max_span: 32,
-            t_reconnect_ms: 30,
-            flap_joins: 1_000,
-            t_disk_ms: 20_000,
-            ..mirror::engine::Config::default()
-        }
-    }
-
-    /// The daemon is killed: what it had asked of the kernel happens or not.
-    pub fn kill_daemon(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        if node.daemon.take().is_none() {
-            return;
-        }
-        for (_, pending) in std::mem::take(&mut node.pending) {
-            if self.rng.chance(50) {
-                node.complete(pending);
-            }
-        }
-        self.note(|| format!("node {index}: daemon killed"));
-        self.close_all(index, true);
-    }
-
-    /// The power goes.
-    pub fn cut_power(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        if !node.up {
-            return;
-        }
-        node.daemon = None;
-        for (_, pending) in std::mem::take(&mut node.pending) {
-            if self.rng.chance(50) && !matches!(pending, Pending::Sync(_)) {
-                node.complete(pending);
-            }
-        }
-        node.medium.lose_power(&mut self.rng);
-        node.boot_record = None;
-        node.up = false;
-        node.relaxed |= !node.superblock.clean;
-        self.note(|| format!("node {index}: power lost"));
-        let told = self.rng.chance(50);
-        self.close_all(index, told);
-        self.guest_node_lost(index);
-    }
-
-    fn boot(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        if node.up {
-            return;
-        }
-        node.up = true;
-        node.boot += 1;
-        let boot = boot_name(index, node.boot);
-        let life = self.log.join(index, boot, Vec::new());
-        self.nodes[index].life = life;
-        self.note(|| format!("node {index}: booted, life {life}"));
-        self.changed();
-        self.start_daemon(index);
-    }
-
     /// Gives an event to a node's daemon, if it still is the one that is meant.
     pub fn step(&mut self, index: usize, start: u64, event: Event) {
         let now = Micros(self.now);
@@ -474,7 +349,7 @@ impl World {
         self.step(index, start, event);
     }
 
-    fn carry_out(&mut self, index: usize, out: Vec<Effect>) {
+    pub fn carry_out(&mut self, index: usize, out: Vec<Effect>) {
         let start = self.nodes[index].start;
         for effect in out {
             if self.trace && !matches!(effect, Effect::Wake(_) | Effect::Boot(_)) {
@@ -496,7 +371,7 @@ impl World {
                     self.after(delay, Ev::Io(index, start, id));
                 }
                 Effect::Boot(change) => self.change_boot(index, &change),
-                Effect::Open { conn, replica, channel, .. } => self.open(index, start, conn, replica, channel),
+                Effect::Open { conn, replica, .. } => self.open(index, start, conn, replica),
                 Effect::Send(conn, frame) => self.send(End { node: index, start, conn }, Parcel::Frame(frame)),
                 Effect::Close(conn) => self.close(End { node: index, start, conn }),
                 Effect::Propose { id, epoch, ver, command } => self.propose(index, start, id, epoch, ver, command),
@@ -542,168 +417,6 @@ impl World {
         }
     }
 
-    // The medium.
-
-    fn begin_io(&mut self, index: usize, start: u64, id: IoId, io: Io) {
-        let node = &mut self.nodes[index];
-        let pending = match io {
-            Io::Read(range) => Pending::Read(range),
-            Io::Write { range, content, fua } => Pending::Write(range, content, fua),
-            Io::Sync => Pending::Sync(node.medium.begin_sync()),
-        };
-        node.pending.insert(id, pending);
-        let delay = match self.faults && self.rng.chance(3) {
-            true => self.rng.range(5_000, 300_000),
-            false => self.rng.range(50, 2_000),
-        };
-        self.after(delay, Ev::Io(index, start, id));
-    }
-
-    fn end_io(&mut self, index: usize, start: u64, id: IoId) {
-        let node = &mut self.nodes[index];
-        if node.start != start {
-            return;
-        }
-        let Some(pending) = node.pending.remove(&id) else { return };
-        let medium = matches!(pending, Pending::Read(_) | Pending::Write(..) | Pending::Sync(_));
-        let result: IoResult = match node.broken && medium {
-            true => Err(IoFailed),
-            false => Ok(node.complete(pending)),
-        };
-        self.step(index, start, Event::IoDone(id, result));
-    }
-
-    // The network.
-
-    fn open(&mut self, index: usize, start: u64, conn: Conn, replica: model::ReplicaId, _channel: Channel) {
-        let Some(to) = (0..self.nodes.len()).find(|node| rid(*node) == replica) else { return };
-        let id = self.net.open(End { node: index, start, conn }, to);
-        let delay = self.rng.range(200, 2_000);
-        let cut = self.net.is_cut(id, 0) || self.net.is_cut(id, 1);
-        match !cut && self.nodes[to].daemon.is_some() {
-            true => self.after(delay, Ev::Connected(id)),
-            false => {
-                let late = self.rng.range(1_000, 500_000);
-                self.after(late, Ev::ConnectFailed(id));
-            }
-        }
-    }
-
-    fn connected(&mut self, id: usize) {
-        let connection = &self.net.connections[id];
-        if let (Some(end), true) = (connection.ends[0], connection.open[0]) {
-            self.step(end.node, end.start, Event::Connected(end.conn));
-        }
-    }
-
-    fn send(&mut self, end: End, parcel: Parcel) {
-        let Some((id, side)) = self.net.find(end) else { return };
-        if !self.net.connections[id].open[side] {
-            return;
-        }
-        self.post(id, side, parcel);
-    }
-
-    fn post(&mut self, id: usize, side: usize, parcel: Parcel) {
-        let delay = match self.faults && self.rng.chance(2) {
-            true => self.rng.range(2_000, 300_000),
-            false => self.rng.range(50, 1_000),
-        };
-        let cut = self.net.is_cut(id, side);
-        let connection = &mut self.net.connections[id];
-        if cut || !connection.stalled[side].is_empty() {
-            connection.stalled[side].push_back(parcel);
-            return;
-        }
-        let at = (self.now + delay).max(connection.last[side] + 1);
-        connection.last[side] = at;
-        let delay = at - self.now;
-        self.after(delay, Ev::Arrive(id, side, parcel));
-    }
-
-    fn arrive(&mut self, id: usize, from: usize, parcel: Parcel) {
-        if self.net.is_cut(id, from) {
-            self.net.connections[id].stalled[from].push_back(parcel);
-            return;
-        }
-        let to = 1 - from;
-        let connection = &self.net.connections[id];
-        let node = connection.nodes[to];
-        if !connection.open[to] {
-            return;
-        }
-        match (connection.ends[to], parcel) {
-            (None, Parcel::Frame(Frame::Hello(hello))) => {
-                if self.nodes[node].daemon.is_none() {
-                    return self.refuse(id);
-                }
-                self.net.accepted += 1;
-                let end = End { node, start: self.nodes[node].start, conn: Conn::In(self.net.accepted) };
-                self.net.connections[id].ends[to] = Some(end);
-                self.net.by_end.insert(end, id);
-                self.step(node, end.start, Event::Accepted(end.conn, hello));
-            }
-            (None, _) => self.refuse(id),
-            (Some(end), Parcel::Frame(frame)) => self.step(node, end.start, Event::Received(end.conn, frame)),
-            (Some(_), Parcel::End) => self.end_side(id, to),
-        }
-    }
-
-    /// Nobody is there: the opener learns that it has ended.
-    fn refuse(&mut self, id: usize) {
-        if self.net.connections[id].open[1] {
-            self.net.connections[id].open[1] = false;
-            self.post(id, 1, Parcel::End);
-        }
-    }
-
-    fn end_side(&mut self, id: usize, side: usize) {
-        let connection = &mut self.net.connections[id];
-        if let (Some(end), true) = (connection.ends[side], connection.open[side]) {
-            connection.open[side] = false;
-            self.step(end.node, end.start, Event::Disconnected(end.conn));
-        }
-    }
-
-    fn close(&mut self, end: End) {
-        let Some((id, side)) = self.net.find(end) else { return };
-        if std::mem::replace(&mut self.net.connections[id].open[side], false) {
-            self.post(id, side, Parcel::End);
-        }
-    }
-
-    /// A daemon is gone: its ends are closed, and the others are told, or not.
-    fn close_all(&mut self, index: usize, told: bool) {
-        for id in 0..self.net.connections.len() {
-            for side in 0..2 {
-                let connection = &mut self.net.connections[id];
-                let own = connection.nodes[side] == index && connection.open[side];
-                if own && (connection.ends[side].is_some() || side == 1) {
-                    connection.open[side] = false;
-                    if told {
-                        self.post(id, side, Parcel::End);
-                    }
-                }
-            }
-        }
-    }
-
-    pub fn heal_cut(&mut self, from: usize, to: usize) {
-        self.net.cut.remove(&(from, to));
-        for id in 0..self.net.connections.len() {
-            for side in 0..2 {
-                let connection = &mut self.net.connections[id];
-                if connection.nodes[side] == from && connection.nodes[1 - side] == to {
-                    for parcel in std::mem::take(&mut connection.stalled[side]) {
-                        self.post(id, side, parcel);
-                    }
-                }
-            }
-        }
-    }
-
-    // The log.
-
     fn propose(&mut self, node: usize, start: u64, id: ProposalId, epoch: Epoch, ver: Version, command: DiskCommand) {
         let by = NodeLife { node: node_id(node), life: self.nodes[node].life };
         let unknown_at = self.rng.range(100_000, 300_000);
@@ -739,30 +452,6 @@ impl World {
     pub fn owner(&self) -> Option<usize> {
         let owner = self.log.instance().owner.filter(|owner| self.log.is_live(*owner))?;
         Some(index(owner.node))
-    }
-
-    pub fn guest_resend(&mut self, index: usize) {
-        crate::guest::resend(self, index);
-    }
-
-    fn guest_node_lost(&mut self, index: usize) {
-        crate::guest::node_lost(self, index);
-    }
-}
-
-impl Node {
-    /// An I/O or a store takes effect.
-    fn complete(&mut self, pending: Pending) -> Option<mirror::wire::Content> {
-        match pending {
-            Pending::Read(range) => return Some(self.medium.read(range)),
-            Pending::Write(range, content, fua) => self.medium.write(range, &content, fua),
-            Pending::Sync(covered) => self.medium.end_sync(covered),
-            Pending::Superblock(superblock) => self.superblock = *superblock,
-            Pending::Marks => {
-                self.saved_marks = self.boot_record.as_ref().map(|record| record.marks.clone()).unwrap_or_default();
-            }
-        }
-        None
     }
 }
 
