@@ -160,6 +160,9 @@ async fn master_failover(member: &Arc<Member>) -> Result<(), Failure> {
         ));
     }
     let leader = find_master(member, Instant::now() + MASTER_PATIENCE).await?;
+    if leader == member.id && !has_master(member, &member.state()) {
+        return Err(no_master(member));
+    }
     if leader == member.id {
         return Err(Failure::refused(
             ErrorCode::WrongInput,
