@@ -1,4 +1,4 @@
-//! Jobs: units of work, their opcodes, and the record of every step (design, section 8).
+//! Jobs: units of work, their opcodes, and the record of every step (docs/architecture.md, "Jobs").
 //!
 //! A step is recorded before and after it is done. A new master that resumes a job skips the steps that are recorded as
 //! done and repeats the one that was under way; so every step is written to be repeatable.

@@ -1,4 +1,4 @@
-//! Who votes: chosen for the administrator (protocol, 7.4; design, section 4).
+//! Who votes: chosen for the administrator (protocol, 7.4).
 
 use std::collections::BTreeSet;
 
