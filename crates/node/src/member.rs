@@ -203,6 +203,27 @@ impl Member {
         }
     }
 
+    /// What this node asks of another that is no order: with the incarnation and the office that it knows of.
+    fn letter<T>(&self, payload: T) -> Envelope<T> {
+        let state = self.state();
+        let term = state.office.map_or(0, |office| office.term);
+        Envelope { inc: state.incarnation, term, job: None, payload }
+    }
+
+    /// Reads a [letter](Self::letter). One of another incarnation is refused; an older term is not, because who asks may
+    /// simply not have heard of the newest master yet.
+    fn open_letter<T: serde::de::DeserializeOwned>(&self, body: &[u8]) -> Result<T, Fault> {
+        let letter: Envelope<T> = rpc::server::from_json(body)?;
+        let own = self.incarnation();
+        if letter.inc != own {
+            return Err(Fault::new(
+                FaultKind::Stale,
+                format!("the request is of incarnation {} of the cluster, this node is in {}", letter.inc.n, own.n),
+            ));
+        }
+        Ok(letter.payload)
+    }
+
     /// Passes a request on to the node that leads. `None`: it could not be reached, and nothing was sent.
     pub async fn forward(
         &self,
@@ -212,12 +233,13 @@ impl Member {
         within: Duration,
     ) -> Option<Result<Value, Failure>> {
         let address = self.address_of(leader)?;
-        let forwarded = Forwarded { request: request.clone(), user: user.to_owned() };
+        let forwarded = self.letter(Forwarded { request: request.clone(), user: user.to_owned() });
         let answer: Result<Result<Value, Failure>, CallError> =
             self.client.call_json(leader.0, address, Lane::Control, REQUEST_PATH, &forwarded, within).await;
         match answer {
             Ok(outcome) => Some(outcome),
             Err(error) if error.never_sent() => None,
+            Err(CallError::Refused { fault, .. }) => Some(Err(Failure::no_master(fault.message))),
             Err(error) => Some(Err(Failure::no_master(format!(
                 "The master '{}' did not answer; whether the request was carried out is not known: {}",
                 self.state().node_name(leader),
@@ -232,7 +254,7 @@ impl Member {
             return Err(Failure::no_master("the master is not known to this node yet"));
         };
         let answer: Result<Result<(), Failure>, CallError> =
-            self.client.call_json(leader.0, address, Lane::Control, HANDOVER_PATH, &(), within).await;
+            self.client.call_json(leader.0, address, Lane::Control, HANDOVER_PATH, &self.letter(()), within).await;
         answer.unwrap_or_else(|error| {
             let name = self.state().node_name(leader);
             Err(Failure::failed(format!("The master '{name}' did not hand over: {}", crate::chain(&error))))
@@ -309,8 +331,10 @@ pub async fn report_boot(member: Arc<Member>) {
             Some(leader) => match member.address_of(leader) {
                 None => Err(Failure::no_master("the leader's address is not known yet")),
                 Some(address) => {
-                    let answer: Result<Result<Life, Failure>, CallError> =
-                        member.client.call_json(leader.0, address, Lane::Control, LIFE_PATH, &booted, LIFE).await;
+                    let answer: Result<Result<Life, Failure>, CallError> = member
+                        .client
+                        .call_json(leader.0, address, Lane::Control, LIFE_PATH, &member.letter(booted), LIFE)
+                        .await;
                     answer.map_err(|error| Failure::no_master(crate::chain(&error))).and_then(|life| life).map(|_| ())
                 }
             },
@@ -341,14 +365,17 @@ impl rpc::Service for PeerService {
                 rpc::server::to_json(&member.carry_out(order.payload).await)
             }
             REQUEST_PATH => {
-                let Forwarded { request, user } = rpc::server::from_json(&body)?;
+                let Forwarded { request, user } = member.open_letter(&body)?;
                 rpc::server::to_json(&crate::requests::as_master(member, request, &user).await)
             }
             LIFE_PATH => {
-                let booted = rpc::server::from_json(&body)?;
+                let booted = member.open_letter(&body)?;
                 rpc::server::to_json(&member.give_life(NodeId(peer.node), booted).await)
             }
-            HANDOVER_PATH => rpc::server::to_json(&crate::office::hand_over(member, NodeId(peer.node)).await),
+            HANDOVER_PATH => {
+                let () = member.open_letter(&body)?;
+                rpc::server::to_json(&crate::office::hand_over(member, NodeId(peer.node)).await)
+            }
             other => Err(Fault::new(FaultKind::NotFound, format!("there is no call {other}"))),
         }
     }
