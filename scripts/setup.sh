@@ -30,6 +30,7 @@ has ip || want iproute2
 has ping || want iputils-ping
 # Tests look at our NBD server with these.
 has nbdinfo || want libnbd-bin
+has socat || want socat
 has xz || want xz-utils
 [ -e /etc/ssl/certs/ca-certificates.crt ] || want ca-certificates
 # shellcheck disable=SC2086 # one argument a package
@@ -85,4 +86,12 @@ if ! has qemu-system-x86_64; then
 		install_packages qemu-system-x86 qemu-utils
 	fi
 	has qemu-system-x86_64 || die 'the packages brought no qemu-system-x86_64'
+fi
+# The tests compare our exports with QEMU's own tools; they come from where QEMU comes from.
+if ! has qemu-io || ! has qemu-nbd; then
+	if has_suite bookworm-backports; then
+		install_packages -t bookworm-backports qemu-utils
+	else
+		install_packages qemu-utils
+	fi
 fi
