@@ -37,6 +37,7 @@ impl Agent {
             log_dir: config.log_dir.join("instances"),
         });
         let facts = qemu.node_info().await.map_err(hypervisor_failed)?;
+        tracing::info!(accelerator = %facts.accelerator.kind, why = facts.accelerator.why, "what runs guests here");
         let fake = Fake::new(FakeConfig {
             run_dir: config.run_dir.join("fake"),
             memory_mib: facts.memory_total_mib,
