@@ -48,7 +48,8 @@ pub(crate) fn changes(request: &Request) -> bool {
         | Request::Query(_)
         | Request::ClusterInfo
         | Request::NodeInfo { .. }
-        | Request::InstanceInfo { .. } => false,
+        | Request::InstanceInfo { .. }
+        | Request::Disks { .. } => false,
         Request::Init(_)
         | Request::Join(_)
         | Request::Destroy
@@ -78,6 +79,7 @@ pub(crate) fn describe(request: &Request) -> String {
         Request::ClusterInfo => "cluster info".into(),
         Request::NodeInfo { .. } => "node info".into(),
         Request::InstanceInfo { .. } => "instance info".into(),
+        Request::Disks { .. } => "disks".into(),
     }
 }
 

@@ -26,6 +26,10 @@ pub struct Config {
     pub node_port: u16,
     /// Port of the API over TLS.
     pub api_port: u16,
+    /// Port for replication between nodes, at their secondary addresses.
+    pub mirror_port: u16,
+    /// Folder in which tests hold the daemon at named points, see [`crate::fault`].
+    pub fault_points: Option<PathBuf>,
 }
 
 /// Folders that are searched for definitions of operating systems: Ganeti's, then ours.
@@ -67,6 +71,8 @@ impl Config {
             boot: boot_id()?,
             node_port: opcodes::wire::NODE_PORT,
             api_port: opcodes::wire::API_PORT,
+            mirror_port: opcodes::wire::MIRROR_PORT,
+            fault_points: std::env::var_os(crate::fault::VARIABLE).map(PathBuf::from),
         })
     }
 }

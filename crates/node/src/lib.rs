@@ -9,6 +9,8 @@ mod agent;
 mod archive;
 mod config;
 mod daemon;
+mod disks;
+pub mod fault;
 mod founding;
 mod home;
 mod joining;

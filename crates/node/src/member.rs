@@ -181,6 +181,14 @@ impl Member {
     }
 
     async fn carry_out(&self, call: Call) -> Result<Reply, Failure> {
+        let (folder, name) = (self.config.fault_points.as_ref(), call.name());
+        crate::fault::point(folder, || format!("node.{name}.before")).await;
+        let outcome = self.do_now(call).await;
+        crate::fault::point(folder, || format!("node.{name}.after")).await;
+        outcome
+    }
+
+    async fn do_now(&self, call: Call) -> Result<Reply, Failure> {
         match call {
             Call::Leave => {
                 // Durable before the answer: nobody tells this node a second time.

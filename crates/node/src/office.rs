@@ -331,6 +331,17 @@ impl Office {
         }
     }
 
+    async fn propose_now(&self, commands: Vec<Command>) -> Result<Vec<Applied>, jobs::ProposeError> {
+        match self.log().propose(self.proposal(commands)).await {
+            Ok(committed) => Ok(committed.applied),
+            Err(ProposeError::Rejected(rejection)) => Err(jobs::ProposeError::Rejected(rejection)),
+            Err(error) => {
+                tracing::info!(%error, "a proposal has no known outcome");
+                Err(jobs::ProposeError::Interrupted)
+            }
+        }
+    }
+
     /// Asks a node something that belongs to no job.
     pub async fn ask(&self, node: NodeId, call: Call, within: Duration) -> Result<Reply, jobs::CallError> {
         match self.member.address_of(node) {
@@ -349,6 +360,19 @@ fn wanted_voters(state: &State, status: &consensus::Status, master: NodeId) -> B
     let mut members = state.clone();
     members.nodes.retain(|id, _| status.members.contains_key(id));
     voters(&members, &status.voters, master)
+}
+
+/// A command's name for fault points.
+fn command_name(command: &Command) -> &'static str {
+    match command {
+        Command::Prepare { .. } => "prepare",
+        Command::Handover { .. } => "handover",
+        Command::Cancel { .. } => "cancel",
+        Command::Own { .. } => "own",
+        Command::Disown { .. } => "disown",
+        Command::RecordJob { .. } => "record",
+        _ => "other",
+    }
 }
 
 #[async_trait]
@@ -373,21 +397,24 @@ impl World for Office {
     }
 
     async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Applied>, jobs::ProposeError> {
-        match self.log().propose(self.proposal(commands)).await {
-            Ok(committed) => Ok(committed.applied),
-            Err(ProposeError::Rejected(rejection)) => Err(jobs::ProposeError::Rejected(rejection)),
-            Err(error) => {
-                tracing::info!(%error, "a proposal has no known outcome");
-                Err(jobs::ProposeError::Interrupted)
-            }
-        }
+        let folder = self.member.config.fault_points.as_ref();
+        let name = commands.first().map_or("nothing", command_name);
+        crate::fault::point(folder, || format!("master.{name}.before")).await;
+        let outcome = self.propose_now(commands).await;
+        crate::fault::point(folder, || format!("master.{name}.after")).await;
+        outcome
     }
 
     async fn call(&self, node: NodeId, call: Call, job: JobId, deadline: Duration) -> Result<Reply, jobs::CallError> {
-        match self.member.address_of(node) {
+        let folder = self.member.config.fault_points.as_ref();
+        let name = call.name();
+        crate::fault::point(folder, || format!("master.{name}.before")).await;
+        let outcome = match self.member.address_of(node) {
             Some(address) => self.member.ask(node, address, self.order(call, Some(job)), deadline).await,
             None => Err(jobs::CallError::Unreachable("it is no longer in the cluster".into())),
-        }
+        };
+        crate::fault::point(folder, || format!("master.{name}.after")).await;
+        outcome
     }
 
     async fn enrol(&self, node: NodeId) -> Result<(), String> {

@@ -216,6 +216,10 @@ pub async fn as_master(member: &Arc<Member>, request: Request, user: &str) -> Re
             let live = look(&office, &state, &query).await;
             to_json(&trees::instance_info(&state, &live, &names, is_static)?)
         }
+        Request::Disks { names } => {
+            let state = confirmed(member).await?;
+            to_json(&crate::disks::reports(&office, &state, &names).await?)
+        }
         // The node that gets these answers them.
         Request::Status | Request::Init(_) | Request::Join(_) | Request::MasterFailover => {
             Err(Failure::failed("this request is answered by the node that gets it, not by the master"))

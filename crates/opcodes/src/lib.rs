@@ -3,6 +3,7 @@
 //!
 //! The command line and the daemon share these types. Nothing here does I/O.
 
+pub mod disks;
 pub mod failure;
 pub mod fields;
 pub mod format;

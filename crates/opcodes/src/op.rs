@@ -52,6 +52,36 @@ pub enum Opcode {
     /// Changes an instance's parameters.
     #[serde(rename = "OP_INSTANCE_SET_PARAMS")]
     InstanceSetParams(Box<InstanceSetParams>),
+    /// Moves a running instance to its secondary node.
+    #[serde(rename = "OP_INSTANCE_MIGRATE")]
+    InstanceMigrate(InstanceMigrate),
+    /// Moves an instance to its secondary node by stopping and starting it.
+    #[serde(rename = "OP_INSTANCE_FAILOVER")]
+    InstanceFailover(InstanceFailover),
+    /// Gives a mirrored instance another secondary node.
+    #[serde(rename = "OP_INSTANCE_REPLACE_DISKS")]
+    InstanceReplaceDisks(InstanceReplaceDisks),
+    /// Makes a disk larger.
+    #[serde(rename = "OP_INSTANCE_GROW_DISK")]
+    InstanceGrowDisk(InstanceGrowDisk),
+    /// Shows the disks of a stopped instance on its primary node.
+    #[serde(rename = "OP_INSTANCE_ACTIVATE_DISKS")]
+    InstanceActivateDisks(InstanceActivateDisks),
+    /// Takes them away again.
+    #[serde(rename = "OP_INSTANCE_DEACTIVATE_DISKS")]
+    InstanceDeactivateDisks(InstanceDeactivateDisks),
+    /// Compares the replicas of a stopped instance's disks, byte by byte (not an opcode of Ganeti).
+    #[serde(rename = "OP_INSTANCE_VERIFY_DISKS")]
+    InstanceVerifyDisks {
+        /// Its name.
+        instance_name: String,
+    },
+    /// Submits a migration of each instance whose primary the node is.
+    #[serde(rename = "OP_NODE_MIGRATE")]
+    NodeMigrate(NodeMigrate),
+    /// Submits jobs that move the node's instances, or their second replicas, elsewhere.
+    #[serde(rename = "OP_NODE_EVACUATE")]
+    NodeEvacuate(NodeEvacuate),
     /// Does nothing for a while.
     #[serde(rename = "OP_TEST_DELAY")]
     TestDelay(TestDelay),
@@ -320,6 +350,149 @@ pub struct InstanceSetParams {
     pub os_name: Option<String>,
     /// Mark it as offline (`true`) or as stopped again (`false`).
     pub offline: Option<bool>,
+    /// Store its disks in another way. Only while it is stopped.
+    pub disk_template: Option<DiskTemplate>,
+    /// The secondary node that this needs.
+    pub remote_node: Option<String>,
+}
+
+/// How an instance is migrated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MigrationMode {
+    /// It runs on meanwhile.
+    #[default]
+    #[serde(rename = "live")]
+    Live,
+    /// It is paused first, so that nothing has to be sent twice.
+    #[serde(rename = "non-live")]
+    NonLive,
+}
+
+/// Parameters of `OP_INSTANCE_MIGRATE`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceMigrate {
+    /// Its name.
+    pub instance_name: String,
+    /// How.
+    #[serde(default)]
+    pub mode: MigrationMode,
+    /// Only clear up after a migration that was interrupted.
+    #[serde(default)]
+    pub cleanup: bool,
+    /// Fail over instead where it can't be migrated.
+    #[serde(default)]
+    pub allow_failover: bool,
+}
+
+/// Parameters of `OP_INSTANCE_FAILOVER`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceFailover {
+    /// Its name.
+    pub instance_name: String,
+    /// Seconds that the guest has to shut down by itself; then it is ended.
+    #[serde(default = "shutdown_timeout")]
+    pub shutdown_timeout: u32,
+    /// Accept that the other node's replica lacks writes.
+    #[serde(default)]
+    pub ignore_consistency: bool,
+}
+
+/// What a replacement of disks replaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplaceMode {
+    /// The replica goes to another node.
+    #[default]
+    #[serde(rename = "replace_new_secondary")]
+    NewSecondary,
+    /// The replica on the secondary node is made anew.
+    #[serde(rename = "replace_on_secondary")]
+    OnSecondary,
+}
+
+/// Parameters of `OP_INSTANCE_REPLACE_DISKS`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceReplaceDisks {
+    /// Its name.
+    pub instance_name: String,
+    /// What is replaced.
+    #[serde(default)]
+    pub mode: ReplaceMode,
+    /// The new secondary node.
+    pub remote_node: Option<String>,
+}
+
+/// Parameters of `OP_INSTANCE_GROW_DISK`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceGrowDisk {
+    /// Its name.
+    pub instance_name: String,
+    /// Which disk, from 0.
+    pub disk: usize,
+    /// By how many MiB, or to how many.
+    pub amount: u64,
+    /// `amount` is the new size.
+    #[serde(default)]
+    pub absolute: bool,
+}
+
+/// Parameters of `OP_INSTANCE_ACTIVATE_DISKS`. The result is a list of `[node, name, path]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceActivateDisks {
+    /// Its name.
+    pub instance_name: String,
+    /// Wait until all replicas are in sync.
+    #[serde(default)]
+    pub wait_for_sync: bool,
+}
+
+/// Parameters of `OP_INSTANCE_DEACTIVATE_DISKS`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceDeactivateDisks {
+    /// Its name.
+    pub instance_name: String,
+    /// Even if somebody has them open.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Parameters of `OP_NODE_MIGRATE`. The result is `{"jobs": [[true, 17], …]}`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeMigrate {
+    /// Its name.
+    pub node_name: String,
+    /// How.
+    #[serde(default)]
+    pub mode: MigrationMode,
+    /// Fail over what can't be migrated.
+    #[serde(default)]
+    pub allow_failover: bool,
+}
+
+/// What is moved off a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EvacuationMode {
+    /// The instances that run there.
+    #[serde(rename = "primary-only")]
+    PrimaryOnly,
+    /// The second replicas that it holds.
+    #[serde(rename = "secondary-only")]
+    SecondaryOnly,
+    /// Both.
+    #[default]
+    #[serde(rename = "all")]
+    All,
+}
+
+/// Parameters of `OP_NODE_EVACUATE`. The result is `{"jobs": [[true, 17], …]}`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeEvacuate {
+    /// Its name.
+    pub node_name: String,
+    /// What is moved.
+    #[serde(default)]
+    pub mode: EvacuationMode,
+    /// Where second replicas go; chosen by free space if absent.
+    pub remote_node: Option<String>,
 }
 
 /// Parameters of `OP_TEST_DELAY`.
@@ -369,6 +542,15 @@ impl Opcode {
             Opcode::InstanceReboot(_) => "OP_INSTANCE_REBOOT",
             Opcode::InstanceRemove(_) => "OP_INSTANCE_REMOVE",
             Opcode::InstanceSetParams(_) => "OP_INSTANCE_SET_PARAMS",
+            Opcode::InstanceMigrate(_) => "OP_INSTANCE_MIGRATE",
+            Opcode::InstanceFailover(_) => "OP_INSTANCE_FAILOVER",
+            Opcode::InstanceReplaceDisks(_) => "OP_INSTANCE_REPLACE_DISKS",
+            Opcode::InstanceGrowDisk(_) => "OP_INSTANCE_GROW_DISK",
+            Opcode::InstanceActivateDisks(_) => "OP_INSTANCE_ACTIVATE_DISKS",
+            Opcode::InstanceDeactivateDisks(_) => "OP_INSTANCE_DEACTIVATE_DISKS",
+            Opcode::InstanceVerifyDisks { .. } => "OP_INSTANCE_VERIFY_DISKS",
+            Opcode::NodeMigrate(_) => "OP_NODE_MIGRATE",
+            Opcode::NodeEvacuate(_) => "OP_NODE_EVACUATE",
             Opcode::TestDelay(_) => "OP_TEST_DELAY",
         }
     }
@@ -387,6 +569,15 @@ impl Opcode {
             Opcode::InstanceReboot(op) => Some(op.instance_name.clone()),
             Opcode::InstanceRemove(op) => Some(op.instance_name.clone()),
             Opcode::InstanceSetParams(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceMigrate(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceFailover(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceReplaceDisks(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceGrowDisk(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceActivateDisks(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceDeactivateDisks(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceVerifyDisks { instance_name } => Some(instance_name.clone()),
+            Opcode::NodeMigrate(op) => Some(op.node_name.clone()),
+            Opcode::NodeEvacuate(op) => Some(op.node_name.clone()),
             Opcode::TestDelay(op) => Some(op.duration.to_string()),
         }
     }

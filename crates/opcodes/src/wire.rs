@@ -24,6 +24,8 @@ pub const CONSOLE_PROTOCOL: &str = "cardume-console";
 pub const API_PORT: u16 = 5080;
 /// Port between nodes.
 pub const NODE_PORT: u16 = 5081;
+/// Port for replication between nodes.
+pub const MIRROR_PORT: u16 = 5082;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +80,11 @@ pub enum Request {
         names: Vec<String>,
         /// Don't ask the nodes.
         is_static: bool,
+    },
+    /// How mirrored disks are. Reply: a list of [`DiskReport`](crate::disks::DiskReport), by instance and index.
+    Disks {
+        /// Of which instances; none: all.
+        names: Vec<String>,
     },
 }
 

@@ -69,6 +69,8 @@ impl ModifyArgs {
             nics: devices::nic_changes(&self.net)?,
             os_name: self.os_type,
             offline: if self.offline { Some(true) } else { self.online.then_some(false) },
+            disk_template: None,
+            remote_node: None,
         };
         if change == (InstanceSetParams { instance_name, ..InstanceSetParams::default() }) {
             return Err(Error::message("Please give at least one of the parameters."));

@@ -66,7 +66,7 @@ async fn build(ctx: &Context, op: &InstanceCreate, instance: &Instance) -> Resul
     if !op.no_install && instance.disk_template != DiskTemplate::Diskless {
         ctx.say("* running the instance OS create scripts...").await?;
         let spec = Box::new(spec(&ctx.state(), instance, &Params::new(), &Params::new()));
-        let call = Call::InstallSystem(spec);
+        let call = Call::InstallSystem { spec, run: None };
         ctx.step("install", || async { ctx.call_within(instance.primary, call, INSTALL).await.map(|_| ()) }).await?;
     }
     let change = InstanceChange {

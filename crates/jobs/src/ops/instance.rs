@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use model::{AdminState, Applied, Command, Instance, InstanceChange, InstanceId, Params, Provision, RunId, State};
+use model::{
+    AdminState, Applied, Command, DiskId, Instance, InstanceChange, InstanceId, Params, Provision, RunId, State,
+};
 use opcodes::Failure;
 use opcodes::op::{InstanceReboot, InstanceRemove, InstanceShutdown, InstanceStartup, RebootType};
 use serde_json::Value;
@@ -100,7 +102,7 @@ pub async fn start(
     if !ctx.is_done("disown") {
         // Only when the node says that nothing is left of it is the right given back. If the node does not answer, it
         // keeps it: nobody may start a second one.
-        let call = Call::Stop { hypervisor: spec.hypervisor.clone(), instance: spec.name.clone(), id, run, timeout: 0 };
+        let call = stop_call(instance, run, 0, true);
         match ctx.call_within(node, call, STOP).await {
             Ok(_) => ctx.commit("disown", vec![Command::Disown { instance: id, run, want: None }]).await?,
             Err(Halt::Failed(left)) => {
@@ -111,6 +113,24 @@ pub async fn start(
         };
     }
     Err(Failure { text, ..failure }.into())
+}
+
+/// The end of a run; see [`Call::Stop`].
+pub fn stop_call(instance: &Instance, run: RunId, timeout: u32, release: bool) -> Call {
+    Call::Stop {
+        hypervisor: instance.hypervisor.clone(),
+        instance: instance.name.clone(),
+        id: instance.id,
+        run,
+        timeout,
+        disks: mirrored(instance),
+        release,
+    }
+}
+
+/// An instance's mirrored disks.
+pub fn mirrored(instance: &Instance) -> Vec<DiskId> {
+    instance.disks.iter().filter(|disk| disk.mirror.is_some()).map(|disk| disk.id).collect()
 }
 
 /// Ends the run that an instance was found in, if it was in one, and gives the right to run it back. `run` comes from a
@@ -134,8 +154,7 @@ async fn stop(
     };
     let state = ctx.state();
     let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
-    let call =
-        Call::Stop { hypervisor: instance.hypervisor.clone(), instance: instance.name.clone(), id, run, timeout };
+    let call = stop_call(instance, run, timeout, true);
     let deadline = STOP + Duration::from_secs(u64::from(timeout));
     let how = match ctx.call_within(instance.primary, call, deadline).await? {
         Reply::Stopped(how) => how,

@@ -1,11 +1,17 @@
 //! The operations: what each opcode does, as steps that can be resumed.
 
 mod cluster;
+mod convert;
 mod create;
 mod delay;
+mod disks;
+mod evacuate;
+mod failover;
 mod instance;
+mod migrate;
 mod modify;
 mod nodes;
+mod replace;
 mod spec;
 mod verify;
 
@@ -46,6 +52,23 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
             wants.insert(instance(name), Mode::Exclusive);
             wants.extend(home(name).map(|lock| (lock, Mode::Shared)));
         }
+        Opcode::InstanceMigrate(opcodes::op::InstanceMigrate { instance_name: name, .. })
+        | Opcode::InstanceFailover(opcodes::op::InstanceFailover { instance_name: name, .. })
+        | Opcode::InstanceReplaceDisks(opcodes::op::InstanceReplaceDisks { instance_name: name, .. })
+        | Opcode::InstanceGrowDisk(opcodes::op::InstanceGrowDisk { instance_name: name, .. })
+        | Opcode::InstanceActivateDisks(opcodes::op::InstanceActivateDisks { instance_name: name, .. })
+        | Opcode::InstanceDeactivateDisks(opcodes::op::InstanceDeactivateDisks { instance_name: name, .. })
+        | Opcode::InstanceVerifyDisks { instance_name: name } => {
+            wants.insert(instance(name), Mode::Exclusive);
+            // All its nodes: none of them is to be taken out of the cluster meanwhile.
+            let nodes =
+                state.instance_by_name(name).into_iter().flat_map(|it| it.secondaries.iter().chain([&it.primary]));
+            wants.extend(nodes.map(|id| (Lock::Node(*id), Mode::Shared)));
+        }
+        Opcode::NodeMigrate(opcodes::op::NodeMigrate { node_name, .. })
+        | Opcode::NodeEvacuate(opcodes::op::NodeEvacuate { node_name, .. }) => {
+            wants.extend(node(node_name).map(|lock| (lock, Mode::Shared)));
+        }
         Opcode::InstanceSetParams(op) => {
             wants.insert(instance(&op.instance_name), Mode::Exclusive);
         }
@@ -76,6 +99,15 @@ pub async fn execute(ctx: &Context, opcode: Opcode) -> Result<Value, Halt> {
         Opcode::InstanceReboot(op) => instance::reboot(ctx, op).await,
         Opcode::InstanceRemove(op) => instance::remove(ctx, op).await,
         Opcode::InstanceSetParams(op) => modify::set_params(ctx, *op).await,
+        Opcode::InstanceMigrate(op) => migrate::migrate(ctx, op).await,
+        Opcode::InstanceFailover(op) => failover::failover(ctx, op).await,
+        Opcode::InstanceReplaceDisks(op) => replace::replace(ctx, op).await,
+        Opcode::InstanceGrowDisk(op) => disks::grow(ctx, op).await,
+        Opcode::InstanceActivateDisks(op) => disks::activate(ctx, op).await,
+        Opcode::InstanceDeactivateDisks(op) => disks::deactivate(ctx, op).await,
+        Opcode::InstanceVerifyDisks { instance_name } => disks::verify(ctx, &instance_name).await,
+        Opcode::NodeMigrate(op) => evacuate::migrate(ctx, op).await,
+        Opcode::NodeEvacuate(op) => evacuate::evacuate(ctx, op).await,
         Opcode::TestDelay(op) => delay::delay(ctx, op).await,
     }
 }

@@ -101,7 +101,7 @@ impl Machine {
                     self.disks.remove(&place);
                 }
             }
-            Call::InstallSystem(spec) => {
+            Call::InstallSystem { spec, .. } => {
                 assert!(!self.runs(&spec.name), "a system is installed under a running guest");
                 self.has_disks(&spec.disks)?;
                 if let Some(disk) = self.disks.get_mut(&(spec.name.clone(), 0)) {
@@ -170,7 +170,7 @@ pub fn words(call: &Call) -> String {
         Call::CheckInstance { spec, .. } => format!("check {}", spec.name),
         Call::CreateDisk(disk) => format!("create_disk {}/{}", disk.instance, disk.index),
         Call::RemoveDisk(disk) => format!("remove_disk {}/{}", disk.instance, disk.index),
-        Call::InstallSystem(spec) => format!("install {}", spec.name),
+        Call::InstallSystem { spec, .. } => format!("install {}", spec.name),
         Call::Start { spec, run, .. } => format!("start {} {run}", spec.name),
         Call::Stop { instance, run, .. } => format!("stop {instance} {run}"),
         Call::Reset { instance, run, .. } => format!("reset {instance} {run}"),

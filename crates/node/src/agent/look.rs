@@ -32,6 +32,7 @@ impl Agent {
             memory_node_mib: info.memory_used_by_node_mib,
             disk_total_mib: space.total_mib,
             disk_free_mib: space.free_mib,
+            mirror_free_mib: 0,
             cpus: info.cpus,
             boot: self.config.boot.clone(),
             time: crate::member::now().0,

@@ -1,16 +1,19 @@
 //! Does on this node what the master asks.
 
+mod disks;
 mod guests;
 mod look;
+mod migration;
 mod systems;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hypervisor::{ConsoleStream, Fake, FakeConfig, Hypervisor, Qemu, QemuConfig};
 use jobs::agent::{Call, DiskRef, Reply};
+use mirror::keeper::Keeper;
 use model::RunId;
 use opcodes::{ErrorCode, Failure};
 use storage::DiskSpec;
@@ -23,6 +26,8 @@ pub struct Agent {
     pub(crate) config: Arc<Config>,
     pub(crate) address: AddressKeeper,
     hypervisors: BTreeMap<&'static str, Arc<dyn Hypervisor>>,
+    /// Mirrored disks, while this node is in a cluster.
+    keeper: Mutex<Option<Arc<Keeper>>>,
 }
 
 impl Agent {
@@ -55,7 +60,7 @@ impl Agent {
                 tracing::info!(hypervisor = name, instance = gone.instance, run = gone.run, "has ended meanwhile");
             }
         }
-        Ok(Arc::new(Self { config, address: AddressKeeper::default(), hypervisors }))
+        Ok(Arc::new(Self { config, address: AddressKeeper::default(), hypervisors, keeper: Mutex::default() }))
     }
 
     /// Does what the master asks. What has to do with the log is the member's.
@@ -78,11 +83,12 @@ impl Agent {
                 template.remove(&spec).await.map_err(storage_failed)?;
                 Ok(Reply::Done)
             }
-            Call::InstallSystem(spec) => self.install(&spec).await.map(|()| Reply::Done),
+            Call::InstallSystem { spec, run } => self.install(&spec, run).await.map(|()| Reply::Done),
             Call::Start { spec, run, paused } => self.start_guest(&spec, run, paused).await.map(|()| Reply::Done),
-            Call::Stop { hypervisor, instance, id, run, timeout } => {
+            Call::Stop { hypervisor, instance, id, run, timeout, disks, release } => {
                 let how = self.stop_guest(&hypervisor, &instance, run, timeout).await?;
                 self.remove_taps(&id.to_string()).await?;
+                self.end_run(&disks, run, release).await?;
                 Ok(Reply::Stopped(how))
             }
             Call::Reset { hypervisor, run, .. } => {
@@ -99,7 +105,31 @@ impl Agent {
                 tokio::time::sleep(Duration::from_millis(millis)).await;
                 Ok(Reply::Done)
             }
-            Call::CaughtUp { .. } | Call::Leave => Err(Failure::failed("this is not for the agent")),
+            Call::GrowDisk { disk, size_mib } => self.grow_disk(&disk, size_mib).await.map(|()| Reply::Done),
+            Call::AttachDisks { disks, run } => self.attach(&disks, run).await.map(Reply::Paths),
+            Call::DetachDisks { disks, run, force } => self.detach(&disks, run, force).await.map(|()| Reply::Done),
+            Call::CopyDisk { from, to, run } => self.copy_disk(&from, &to, run).await.map(|()| Reply::Done),
+            Call::Replicas { disks } => self.replicas(&disks).await.map(Reply::Replicas),
+            Call::DigestDisk(disk) => self.digest_disk(&disk).await.map(Reply::Digests),
+            Call::Quiesce { migration, disks } => self.quiesce(migration, &disks).await.map(|()| Reply::Done),
+            Call::LookAtRun { hypervisor, run } => self.look_at_run(&hypervisor, run).await.map(Reply::Run),
+            Call::Receive { spec, run, migration, machine } => {
+                self.receive(&spec, run, migration, machine).await.map(|()| Reply::Done)
+            }
+            Call::LookAtSending { hypervisor, run, migration, wait_ms } => {
+                self.look_at_sending(&hypervisor, run, migration, wait_ms).await.map(Reply::Sending)
+            }
+            Call::TakeFrames { id, macs } => self.take_frames(id, &macs).await.map(|()| Reply::Done),
+            Call::Continue { hypervisor, run, disks, paused, .. } => {
+                self.go_on(&hypervisor, run, &disks, paused).await.map(|()| Reply::Done)
+            }
+            Call::Stay { hypervisor, run, migration, disks, .. } => {
+                self.stay(&hypervisor, run, migration, &disks).await.map(|()| Reply::Done)
+            }
+            // With the connections and the state of the member.
+            Call::Send { .. } | Call::CaughtUp { .. } | Call::Leave => {
+                Err(Failure::failed("this is not for the agent"))
+            }
         }
     }
 
@@ -121,6 +151,16 @@ impl Agent {
             runs.extend(driver.list().await.iter().filter_map(|running| run_number(&running.run)));
         }
         runs
+    }
+
+    /// Gives it the mirrored disks of the cluster that the node has entered, or takes them.
+    pub fn set_keeper(&self, keeper: Option<Arc<Keeper>>) {
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = keeper;
+    }
+
+    fn keeper(&self) -> Result<Arc<Keeper>, Failure> {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        keeper.ok_or_else(|| Failure::failed("this node has no mirrored disks now: it is in no cluster"))
     }
 
     fn hypervisor(&self, name: &str) -> Result<&Arc<dyn Hypervisor>, Failure> {

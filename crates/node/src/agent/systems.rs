@@ -4,7 +4,7 @@ use std::path::Path;
 
 use images::{DiskEnv, Environment, NicEnv};
 use jobs::agent::{InstanceSpec, SystemInfo};
-use model::ParamValue;
+use model::{ParamValue, RunId};
 use network::{Netlink, bridge};
 use opcodes::{ErrorCode, Failure};
 
@@ -78,7 +78,7 @@ impl Agent {
     }
 
     /// Runs the operating system's `create` script on the instance's disks.
-    pub(super) async fn install(&self, spec: &InstanceSpec) -> Result<(), Failure> {
+    pub(super) async fn install(&self, spec: &InstanceSpec, _run: Option<RunId>) -> Result<(), Failure> {
         let failed = |error: &dyn std::error::Error| Failure::failed(crate::chain(error));
         let system = images::find(&self.config.os_search_path, &spec.os).map_err(|error| failed(&error))?;
         let mut disks = Vec::new();

@@ -169,6 +169,7 @@ pub fn live(state: &State) -> Live {
             memory_node_mib: 500,
             disk_total_mib: 100_000,
             disk_free_mib: 90_000,
+            mirror_free_mib: 0,
             cpus: 4,
             boot: format!("boot{node}"),
             time: MADE.0,

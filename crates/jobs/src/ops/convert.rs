@@ -1,0 +1,1 @@
+//! Changing how the disks of a stopped instance are stored.
