@@ -1,5 +1,5 @@
-//! What a node does to its network: bridges, tap devices for guests, the cluster's address and its
-//! announcement, and network namespaces.
+//! What a node does to its network: bridges, tap devices for guests, the turning of a guest's frames to its new
+//! node, the cluster's address and its announcement, and network namespaces.
 //!
 //! Everything acts on the network namespace of the calling *thread*, which for a daemon is the namespace of
 //! its process. [`Netlink::open`] binds to it once; what is done through that handle stays there.
@@ -22,6 +22,7 @@ pub mod link;
 mod netlink;
 pub mod netns;
 mod packet;
+pub mod steer;
 pub mod tap;
 mod tun;
 pub mod veth;

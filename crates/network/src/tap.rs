@@ -13,6 +13,9 @@ use crate::{Error, Netlink, bridge, link, tun};
 /// All our taps' names start with this.
 pub const PREFIX: &str = "gnt";
 
+/// Frames that wait in a tap for QEMU to read them: what comes for a guest while a migration switches it.
+const QUEUE: u32 = 2048;
+
 /// A tap device of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tap {
@@ -47,7 +50,7 @@ pub async fn create(net: &Netlink, name: &str, bridge: &str, instance: &str) -> 
         *first = 0xfe;
     }
     link::change(net, "set the hardware address of", &created, |l| l.address(mac)).await?;
-    link::change(net, "name the instance of", &created, |l| l.alias(instance)).await?;
+    link::change(net, "name the instance of", &created, |l| l.alias(instance).txqueuelen(QUEUE)).await?;
     bridge::attach(net, bridge, name).await?;
     link::set_up(net, name).await?;
     tun::persist(&tap).map_err(Error::link("keep", name))?;

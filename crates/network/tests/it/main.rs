@@ -2,6 +2,8 @@
 //! ends, however it ends.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod steer;
+
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
