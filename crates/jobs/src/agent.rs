@@ -121,9 +121,9 @@ pub enum Call {
     /// attached already, if they are mirrored. Reply: [`Reply::Done`].
     CopyDisk {
         /// Where from.
-        from: DiskRef,
+        from: Box<DiskRef>,
         /// Where to.
-        to: DiskRef,
+        to: Box<DiskRef>,
         /// The run in which the mirrored one of them is attached.
         run: RunId,
     },

@@ -5,14 +5,15 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use model::{
-    Applied, Cluster, Command, DiskTemplate, Instance, Job, JobId, JobStatus, Life, NewJob, NewNode, NodeChange,
-    NodeId, Proposal, Provision, Rejection, State, Timestamp, Uuid,
+    Applied, Cluster, Command, Disk, DiskTemplate, Instance, Job, JobId, JobStatus, Life, NewJob, NewNode, NodeChange,
+    NodeId, NodeLife, Proposal, Provision, Rejection, ReplicaId, State, Timestamp, Uuid,
 };
 use opcodes::{Failure, Opcode};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::machine::Machine;
 use crate::master::Office;
+use crate::replicas;
 
 /// What goes wrong with a call.
 #[derive(Clone, Debug)]
@@ -56,6 +57,100 @@ pub struct Inner {
     pub points: usize,
     pub stop: Option<(usize, Stop)>,
     pub halted: bool,
+    /// Replicas are not filled by themselves.
+    pub no_resync: bool,
+}
+
+impl Inner {
+    /// Nothing is committed about a mirrored disk before the machines have done what it rests on. `next` is the state with
+    /// the command.
+    fn check_order(&self, command: &Command, next: &State) {
+        let stored = |rid: &ReplicaId, node: NodeId| self.machines[&node].mirrored.stored.get(rid);
+        match command {
+            Command::AddInstance(new) => {
+                for disk in &new.disks {
+                    for (rid, replica) in disk.mirror.iter().flat_map(|mirror| &mirror.replicas) {
+                        assert!(stored(rid, replica.node).is_some(), "a replica is announced before it was made");
+                    }
+                }
+            }
+            Command::AddReplica { replica, node, .. } => {
+                assert!(stored(replica, *node).is_some(), "a replica is announced before it was made");
+            }
+            Command::Grow { disk, size_mib, .. } => {
+                let Some((_, _, mirror)) = replicas::find(next, *disk) else { return };
+                for (rid, replica) in &mirror.replicas {
+                    let grown = stored(rid, replica.node).is_some_and(|stored| stored.size_mib >= *size_mib);
+                    assert!(grown, "a disk grows before its replicas have");
+                }
+            }
+            Command::Disown { instance, run, .. } if !self.failures_ignored() => {
+                let owner = self.state.instances[instance].owner;
+                let alive =
+                    |owner: &NodeLife| self.state.nodes.get(&owner.node).is_some_and(|it| it.life == owner.life);
+                if let Some(owner) = owner.filter(alive) {
+                    let machine = &self.machines[&owner.node];
+                    assert!(
+                        !machine.guests.contains_key(run),
+                        "the right to run is given back before the guest is gone"
+                    );
+                    let served = machine.mirrored.served.values().any(|served| served == run);
+                    assert!(!served, "a disk is disowned before it was released");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// An administrator has said that what is left behind does not matter.
+    fn failures_ignored(&self) -> bool {
+        let running = self.state.jobs.values().filter(|job| !job.status.is_final());
+        running.flat_map(|job| &job.ops).any(|op| op.input["ignore_failures"] == true)
+    }
+
+    /// All replicas are there, large enough, and those that are in sync are equal.
+    fn check_replicas(&self, disk: &Disk) {
+        let mirror = disk.mirror.as_ref().unwrap();
+        let mut contents = BTreeSet::new();
+        for (rid, replica) in &mirror.replicas {
+            let stored = self.machines[&replica.node].mirrored.stored.get(rid);
+            let stored = stored.unwrap_or_else(|| panic!("replica {rid} on {} is gone", replica.node));
+            assert_eq!((stored.disk, stored.size_mib), (disk.id, disk.size_mib));
+            if replica.member.is_some() {
+                contents.insert(&stored.content);
+            }
+        }
+        assert_eq!(contents.len(), 1, "replicas of disk {} differ: {contents:?}", disk.id);
+    }
+
+    /// Primaries fill the replicas that are not in sync, a part at a time. What they propose when one is full.
+    fn fill(&mut self) -> Vec<Command> {
+        let state = Arc::clone(&self.state);
+        let mut full = Vec::new();
+        for disk in state.instances.values().flat_map(|instance| &instance.disks) {
+            let Some(mirror) = disk.mirror.as_ref().filter(|_| !self.no_resync) else { continue };
+            let Some(by) = mirror.primary else { continue };
+            for (rid, replica) in mirror.replicas.iter().filter(|(_, replica)| replica.member.is_none()) {
+                let stored = &self.machines[&replica.node].mirrored.stored;
+                let machine = &self.machines[&by.node].mirrored;
+                if !stored.contains_key(rid) || machine.served.get(&disk.id) != mirror.run.as_ref() {
+                    continue;
+                }
+                let source = mirror.replica_on(by.node).map(|(source, _)| machine.stored[&source].content.clone());
+                let percent = self.machines.get_mut(&by.node).unwrap().mirrored.resync.entry(*rid).or_default();
+                *percent += 40;
+                if *percent < 100 {
+                    continue;
+                }
+                let filled = self.machines.get_mut(&replica.node).unwrap().mirrored.stored.get_mut(rid).unwrap();
+                filled.content = source.unwrap();
+                let life = state.nodes[&replica.node].life;
+                let (epoch, ver) = (mirror.epoch, mirror.ver);
+                full.push(Command::InSync { disk: disk.id, by, epoch, ver, replica: *rid, life });
+            }
+        }
+        full
+    }
 }
 
 /// What outlives a master.
@@ -94,7 +189,7 @@ fn new_cluster() -> Cluster {
         beparams: Default::default(),
         nicparams: Default::default(),
         ndparams: Default::default(),
-        disk_templates: vec![DiskTemplate::File, DiskTemplate::Diskless],
+        disk_templates: DiskTemplate::ALL.to_vec(),
         file_storage_dir: "/srv/file-storage".into(),
         candidate_pool_size: 10,
         max_running_jobs: 20,
@@ -124,6 +219,7 @@ impl Lab {
             points: 0,
             stop: None,
             halted: false,
+            no_resync: false,
         };
         let lab = Self {
             inner: Mutex::new(inner),
@@ -180,6 +276,9 @@ impl Lab {
         };
         let mut next = State::clone(&inner.state);
         let applied = next.apply(&proposal)?;
+        for command in &proposal.commands {
+            inner.check_order(command, &next);
+        }
         inner.state = Arc::new(next);
         inner.index += 1;
         self.states.send_replace(Arc::clone(&inner.state));
@@ -192,6 +291,8 @@ impl Lab {
         if let Some(machine) = self.inner().machines.get_mut(&node) {
             machine.ended.extend(machine.guests.keys().copied());
             machine.guests.clear();
+            machine.mirrored.served.clear();
+            machine.mirrored.attached.clear();
         }
         let previous = state.nodes[&node].life;
         let boot = format!("boot{node}-{}", previous.0 + 1);
@@ -337,6 +438,11 @@ impl Lab {
             let (until, sleeper) = inner.sleepers.remove(0);
             if !sleeper.is_closed() {
                 inner.clock = inner.clock.max(until);
+                let full = inner.fill();
+                drop(inner);
+                for command in full {
+                    self.apply(vec![command]).unwrap();
+                }
                 sleeper.send(()).unwrap();
                 return;
             }
@@ -354,20 +460,35 @@ impl Lab {
         for instance in state.instances.values() {
             assert_eq!(instance.provision, Provision::Ready, "half an instance: {}", instance.name);
             let machine = &inner.machines[&instance.primary];
-            for (index, disk) in instance.disks.iter().enumerate() {
+            for disk in instance.disks.iter().filter(|disk| disk.mirror.is_some()) {
+                inner.check_replicas(disk);
+            }
+            for (index, disk) in instance.disks.iter().enumerate().filter(|(_, disk)| disk.mirror.is_none()) {
                 let stored = machine.disks.get(&(instance.name.clone(), index));
                 assert_eq!(stored.map(|stored| stored.id), Some(disk.id), "disk {index} of {}", instance.name);
             }
             let alive = |node: NodeId, life: Life| state.nodes.get(&node).is_some_and(|node| node.life == life);
             if let Some(owner) = instance.owner.filter(|owner| alive(owner.node, owner.life)) {
-                let guest = instance.run.and_then(|run| inner.machines[&owner.node].guests.get(&run));
-                assert!(guest.is_some(), "{} is said to run, but does not", instance.name);
+                let machine = &inner.machines[&owner.node];
+                let guest = instance.run.and_then(|run| machine.guests.get(&run));
+                let attached = |disk: &Disk| machine.mirrored.attached.get(&disk.id) == instance.run.as_ref();
+                let attached = !instance.disks.is_empty() && instance.disks.iter().all(attached);
+                assert!(guest.is_some() || attached, "{} is said to run, but does not", instance.name);
             }
         }
         for machine in inner.machines.values() {
+            for (rid, stored) in &machine.mirrored.stored {
+                let known = replicas::find(&state, stored.disk).and_then(|(_, _, mirror)| mirror.replicas.get(rid));
+                assert_eq!(known.map(|it| it.node), Some(machine.id), "replica {rid} belongs to nobody");
+            }
+            for (disk, run) in &machine.mirrored.served {
+                let known = replicas::find(&state, *disk).and_then(|(_, _, mirror)| mirror.run);
+                assert_eq!(known, Some(*run), "disk {disk} is served to a run that is over");
+            }
             for (name, index) in machine.disks.keys() {
                 let known = state
                     .instance_by_name(name)
+                    .filter(|found| found.disk_template == DiskTemplate::File)
                     .is_some_and(|found| found.primary == machine.id && *index < found.disks.len());
                 assert!(known, "disk {index} of {name} belongs to nobody");
             }

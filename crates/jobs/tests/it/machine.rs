@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jobs::agent::{Call, DiskRef, Facts, LiveInstance, Problem, Reply, Stopped};
-use model::{DiskId, InstanceId, NodeId, RunId, State};
+use model::{DiskId, DiskTemplate, InstanceId, NodeId, RunId, State};
 use opcodes::Failure;
+
+use crate::replicas::Replicas;
 
 /// A disk that was made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredDisk {
     pub id: DiskId,
-    pub installed: bool,
+    /// What was written to it; empty: it reads as zeroes.
+    pub content: String,
 }
 
 /// A guest that runs.
@@ -29,11 +32,15 @@ pub struct Machine {
     pub id: NodeId,
     /// By instance and index, as in a path.
     pub disks: BTreeMap<(String, usize), StoredDisk>,
+    pub mirrored: Replicas,
+    /// Somebody has open what is attached.
+    pub busy: bool,
     pub guests: BTreeMap<RunId, Guest>,
     /// Runs that have ended.
     pub ended: BTreeSet<RunId>,
     pub memory_free_mib: u64,
     pub disk_free_mib: u64,
+    pub mirror_free_mib: u64,
     /// Guests don't shut down by themselves.
     pub stubborn: bool,
     /// What a verification finds.
@@ -49,10 +56,13 @@ impl Machine {
         Self {
             id,
             disks: BTreeMap::new(),
+            mirrored: Replicas::default(),
+            busy: false,
             guests: BTreeMap::new(),
             ended: BTreeSet::new(),
             memory_free_mib: 4096,
             disk_free_mib: 100_000,
+            mirror_free_mib: 100_000,
             stubborn: false,
             problems: Vec::new(),
             term: 0,
@@ -60,7 +70,7 @@ impl Machine {
         }
     }
 
-    fn has_disks(&self, disks: &[DiskRef]) -> Result<(), Failure> {
+    pub fn has_disks(&self, disks: &[DiskRef]) -> Result<(), Failure> {
         let missing = |disk: &&DiskRef| {
             self.disks.get(&(disk.instance.clone(), disk.index)).is_none_or(|stored| stored.id != disk.disk.id)
         };
@@ -70,7 +80,7 @@ impl Machine {
         }
     }
 
-    fn runs(&self, instance: &str) -> bool {
+    pub fn runs(&self, instance: &str) -> bool {
         self.guests.values().any(|guest| guest.name == instance)
     }
 
@@ -86,9 +96,10 @@ impl Machine {
                     return Err(Failure::failed(format!("OS '{}' not in supported OS list", spec.os)));
                 }
             }
+            Call::CreateDisk(disk) if disk.template == DiskTemplate::Drbd => self.create_replica(disk)?,
             Call::CreateDisk(disk) => {
                 let place = (disk.instance.clone(), disk.index);
-                let new = StoredDisk { id: disk.disk.id, installed: false };
+                let new = StoredDisk { id: disk.disk.id, content: String::new() };
                 let stored = self.disks.entry(place).or_insert(new);
                 if stored.id != disk.disk.id {
                     return Err(Failure::failed(format!("disk {} of '{}' exists already", disk.index, disk.instance)));
@@ -96,16 +107,26 @@ impl Machine {
             }
             Call::RemoveDisk(disk) => {
                 assert!(!self.runs(&disk.instance), "a disk is removed under a running guest");
+                if disk.template == DiskTemplate::Drbd {
+                    self.remove_replica(disk, state);
+                    return Ok(Reply::Done);
+                }
                 let place = (disk.instance.clone(), disk.index);
                 if self.disks.get(&place).is_some_and(|stored| stored.id == disk.disk.id) {
                     self.disks.remove(&place);
                 }
             }
-            Call::InstallSystem { spec, .. } => {
+            Call::GrowDisk { disk, size_mib } => self.grow(disk, *size_mib)?,
+            Call::AttachDisks { disks, run } => return self.attach(disks, *run, state),
+            Call::DetachDisks { disks, run, force } => self.detach(disks, *run, *force)?,
+            Call::CopyDisk { from, to, run } => self.copy(from, to, *run)?,
+            Call::Replicas { disks } => return Ok(Reply::Replicas(self.reports(disks, state))),
+            Call::DigestDisk(disk) => return self.digests(disk),
+            Call::InstallSystem { spec, run } => {
                 assert!(!self.runs(&spec.name), "a system is installed under a running guest");
-                self.has_disks(&spec.disks)?;
-                if let Some(disk) = self.disks.get_mut(&(spec.name.clone(), 0)) {
-                    disk.installed = true;
+                self.attach(&spec.disks, *run, state)?;
+                if let Some(disk) = spec.disks.first() {
+                    *self.content(disk)? = format!("{} of {}", spec.os, spec.name);
                 }
             }
             Call::Start { spec, run, paused } => {
@@ -117,16 +138,24 @@ impl Machine {
                     "a guest is started without the right"
                 );
                 assert!(!self.ended.contains(run), "a run that has ended is started again");
-                self.has_disks(&spec.disks)?;
+                for disk in &spec.disks {
+                    let attached = self.mirrored.attached.contains_key(&disk.disk.id);
+                    assert!(!attached, "a guest is started on disks that the host has attached");
+                    match disk.template {
+                        DiskTemplate::Drbd => self.serve(&disk.disk, *run, state)?,
+                        _ => self.has_disks(std::slice::from_ref(disk))?,
+                    }
+                }
                 assert!(self.guests.contains_key(run) || !self.runs(&spec.name), "a second guest of one instance");
                 let guest = Guest { id: spec.id, name: spec.name.clone(), paused: *paused, resets: 0 };
                 self.guests.entry(*run).or_insert(guest);
             }
-            Call::Stop { run, id, timeout, .. } => {
+            Call::Stop { run, id, timeout, disks, release, .. } => {
                 let ran = self.guests.remove(run).is_some();
                 // What was made for the instance is taken away with the run: that must not be another one's.
                 assert!(self.guests.values().all(|guest| guest.id != *id), "an old run is ended under a new one");
                 self.ended.insert(*run);
+                self.end_run(disks, *run, *release, state);
                 return Ok(Reply::Stopped(match ran {
                     false => Stopped::NotRunning,
                     true if *timeout == 0 || self.stubborn => Stopped::Forced,
@@ -154,6 +183,7 @@ impl Machine {
         Facts {
             memory_free_mib: self.memory_free_mib,
             disk_free_mib: self.disk_free_mib,
+            mirror_free_mib: self.mirror_free_mib,
             instances: self.guests.iter().map(live).collect(),
             ..Facts::default()
         }
@@ -162,6 +192,7 @@ impl Machine {
 
 /// The kind of a call and what it is about, for scripts and journals: `create_disk vm1/0`.
 pub fn words(call: &Call) -> String {
+    let instance = |disks: &[DiskRef]| disks.first().map(|disk| disk.instance.clone()).unwrap_or_default();
     match call {
         Call::Ping => "ping".into(),
         Call::Facts { .. } => "facts".into(),
@@ -170,6 +201,12 @@ pub fn words(call: &Call) -> String {
         Call::CheckInstance { spec, .. } => format!("check {}", spec.name),
         Call::CreateDisk(disk) => format!("create_disk {}/{}", disk.instance, disk.index),
         Call::RemoveDisk(disk) => format!("remove_disk {}/{}", disk.instance, disk.index),
+        Call::GrowDisk { disk, size_mib } => format!("grow_disk {}/{} {size_mib}", disk.instance, disk.index),
+        Call::AttachDisks { disks, .. } => format!("attach {}", instance(disks)),
+        Call::DetachDisks { disks, .. } => format!("detach {}", instance(disks)),
+        Call::CopyDisk { from, .. } => format!("copy {}/{}", from.instance, from.index),
+        Call::Replicas { .. } => "replicas".into(),
+        Call::DigestDisk(disk) => format!("digest {}/{}", disk.instance, disk.index),
         Call::InstallSystem { spec, .. } => format!("install {}", spec.name),
         Call::Start { spec, run, .. } => format!("start {} {run}", spec.name),
         Call::Stop { instance, run, .. } => format!("stop {instance} {run}"),

@@ -10,3 +10,4 @@ mod machine;
 mod master;
 mod operations;
 mod queue;
+mod replicas;

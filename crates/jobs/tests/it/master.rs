@@ -93,6 +93,7 @@ impl Master {
         }
         machine.term = self.term;
         let outcome = machine.carry_out(call, &state);
+        crate::replicas::replicate(&mut inner.machines, &state);
         inner.journal.push(format!("{name} {}", words(call)));
         outcome.map_err(CallError::Failed)
     }

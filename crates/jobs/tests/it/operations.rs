@@ -112,7 +112,7 @@ fn an_instance_is_made_installed_and_started() {
     );
     assert_eq!(lab.instance("vm1").unwrap().want, AdminState::Up);
     assert_eq!(guest(&lab, "vm1"), Some((1, false, 0)));
-    assert!(lab.machine(1).disks[&("vm1".to_owned(), 0)].installed);
+    assert_eq!(lab.machine(1).disks[&("vm1".to_owned(), 0)].content, "busybox+default of vm1");
     lab.check();
 }
 
@@ -122,7 +122,7 @@ fn an_instance_need_not_be_started_or_installed_or_have_disks() {
     lab.run(Opcode::InstanceCreate(Box::new(InstanceCreate { no_install: true, start: false, ..create("vm1") })))
         .unwrap();
     assert_eq!(lab.instance("vm1").unwrap().want, AdminState::Down);
-    assert!(!lab.machine(1).disks[&("vm1".to_owned(), 0)].installed);
+    assert_eq!(lab.machine(1).disks[&("vm1".to_owned(), 0)].content, "");
     let diskless = InstanceCreate {
         disk_template: Some(model::DiskTemplate::Diskless),
         disks: vec![],
