@@ -205,6 +205,9 @@ pub struct InstanceChange {
     pub want: Option<AdminState>,
     /// See [`Instance::provision`].
     pub provision: Option<Provision>,
+    /// One of the secondary nodes, with which the primary node changes places. Only of an instance that nobody owns.
+    #[serde(default)]
+    pub primary: Option<NodeId>,
     /// See [`Instance::os`].
     pub os: Option<String>,
     /// Hypervisor parameters to set (`Some`) or to give back to the cluster's (`None`).

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use model::{
-    AdminState, Applied, Command, DiskId, Instance, InstanceChange, InstanceId, Params, Provision, RunId, State,
+    AdminState, Applied, Command, DiskId, Instance, InstanceChange, InstanceId, NodeId, Params, Provision, RunId,
+    State,
 };
 use opcodes::Failure;
 use opcodes::op::{InstanceReboot, InstanceRemove, InstanceShutdown, InstanceStartup, RebootType};
@@ -33,7 +34,7 @@ pub fn find<'a>(state: &'a State, name: &str) -> Result<&'a Instance, Failure> {
 }
 
 /// Refuses what needs an instance's primary node while that is marked offline.
-fn check_online(state: &State, instance: &Instance) -> Result<(), Failure> {
+pub fn check_online(state: &State, instance: &Instance) -> Result<(), Failure> {
     match state.nodes.get(&instance.primary) {
         Some(node) if node.offline => {
             Err(wrong_state(format!("Primary node '{}' of instance '{}' is marked offline", node.name, instance.name)))
@@ -77,7 +78,19 @@ pub async fn start(
             Failure::failed(format!("the right to run an instance was given without a run: {applied:?}")).into()
         );
     };
+    launch(ctx, id, node, run, hvparams, beparams, paused).await
+}
 
+/// Starts a run that was committed for `node`. If it does not start, the right to run the instance is given back.
+pub async fn launch(
+    ctx: &Context,
+    id: InstanceId,
+    node: NodeId,
+    run: RunId,
+    hvparams: &Params,
+    beparams: &Params,
+    paused: bool,
+) -> Result<(), Halt> {
     let state = ctx.state();
     let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
     let spec = Box::new(spec(&state, instance, hvparams, beparams));

@@ -72,6 +72,24 @@ impl State {
         if let Some(provision) = change.provision {
             next.provision = provision;
         }
+        if let Some(node) = change.primary.filter(|node| *node != next.primary) {
+            if next.owner.is_some_and(|owner| !self.is_void(owner)) {
+                return Err(Rejection::State(format!(
+                    "Instance '{}' is running, its primary node can't be changed",
+                    next.name
+                )));
+            }
+            let old = next.primary;
+            let Some(place) = next.secondaries.iter_mut().find(|secondary| **secondary == node) else {
+                return Err(Rejection::Invalid(format!(
+                    "Node '{}' is not a secondary node of instance '{}'",
+                    self.node_name(node),
+                    next.name
+                )));
+            };
+            *place = old;
+            next.primary = node;
+        }
         if let Some(os) = &change.os {
             next.os.clone_from(os);
         }

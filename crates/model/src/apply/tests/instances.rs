@@ -144,3 +144,23 @@ fn a_change_of_interfaces_keeps_addresses_unique() {
     check_refused(vec![("another's", nics(VM1), "MAC address 'aa:00:00:00:00:f1' is already in the cluster")]);
     after(vec![nics(VM2)]);
 }
+
+#[test]
+fn the_primary_node_of_a_stopped_instance_changes_places_with_a_secondary() {
+    let primary = |instance, node| {
+        let change = InstanceChange { primary: Some(NodeId(node)), ..InstanceChange::default() };
+        Command::ModifyInstance { instance, change: Box::new(change) }
+    };
+    check_refused(vec![("running", primary(VM1, 2), "Instance 'vm1' is running, its primary node can't be changed")]);
+    let mut state = after(Vec::new());
+    let vm2 = state.instances.get_mut(&VM2).unwrap();
+    let old = vm2.primary;
+    let new = NodeId(if old == NodeId(1) { 2 } else { 1 });
+    (vm2.owner, vm2.run, vm2.secondaries) = (None, None, vec![NodeId(9), new]);
+    run(&mut state, vec![primary(VM2, 7)]).unwrap_err();
+    for _ in 0..2 {
+        run(&mut state, vec![primary(VM2, new.0)]).unwrap();
+        let vm2 = &state.instances[&VM2];
+        assert_eq!((vm2.primary, &vm2.secondaries), (new, &vec![NodeId(9), old]));
+    }
+}

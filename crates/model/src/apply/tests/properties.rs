@@ -40,8 +40,16 @@ fn admin_state() -> impl Strategy<Value = AdminState> {
 fn instance_change() -> impl Strategy<Value = InstanceChange> {
     let provisions = vec![Provision::Ready, Provision::Creating(JobId(1)), Provision::Removing(JobId(2))];
     let nics = prop::option::of(id().prop_map(|id| instance(id, "", 1).nics));
-    (prop::option::of(admin_state()), prop::option::of(prop::sample::select(provisions)), nics)
-        .prop_map(|(want, provision, nics)| InstanceChange { want, provision, nics, ..InstanceChange::default() })
+    let primary = prop::option::weighted(0.2, node());
+    (prop::option::of(admin_state()), prop::option::of(prop::sample::select(provisions)), nics, primary).prop_map(
+        |(want, provision, nics, primary)| InstanceChange {
+            want,
+            provision,
+            nics,
+            primary,
+            ..InstanceChange::default()
+        },
+    )
 }
 
 fn node_change() -> impl Strategy<Value = NodeChange> {
