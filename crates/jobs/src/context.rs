@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::agent::{Call, Reply};
+use crate::entry::Entry;
 use crate::world::{CallError, ProposeError, World};
 
 /// How long an operation goes on asking a node that does not answer. A daemon that is started again is back in a second.
@@ -67,6 +68,10 @@ impl Context {
     /// The time.
     pub fn now(&self) -> Timestamp {
         self.world.now()
+    }
+
+    pub(crate) fn op(&self) -> usize {
+        self.op
     }
 
     /// A fresh identity. Choose inside a [step](Self::step), or a repetition chooses anew.
@@ -142,16 +147,13 @@ impl Context {
     ///
     /// # Errors
     /// [`Halt::Failed`] with the rejection, or [`Halt::Interrupted`].
-    pub async fn commit(&self, name: &str, mut commands: Vec<Command>) -> Result<Vec<Applied>, Halt> {
-        if let Some(applied) = self.recorded(name)? {
-            return Ok(applied);
-        }
-        let changes = vec![JobChange::Committed { op: self.op, step: name.to_owned() }];
-        commands.push(Command::RecordJob { job: self.job, changes });
-        let mut applied = self.propose(commands).await?;
-        // what the record itself did
-        applied.pop();
-        Ok(applied)
+    pub async fn commit(&self, name: &str, commands: Vec<Command>) -> Result<Vec<Applied>, Halt> {
+        self.entry(name, commands).commit().await
+    }
+
+    /// As [`Self::commit`], with more in the same log entry.
+    pub fn entry(&self, name: &str, commands: Vec<Command>) -> Entry<'_> {
+        Entry::new(self, name, commands)
     }
 
     /// Proposes commands that need no record of their own.
@@ -232,26 +234,36 @@ impl Context {
     /// # Errors
     /// As [`Self::call`].
     pub async fn call_within(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, Halt> {
+        match self.ask(node, call, deadline).await {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Failed(failure)) => Err(Halt::Failed(failure)),
+            Err(CallError::Deposed) => Err(Halt::Interrupted),
+            Err(CallError::Unreachable(why)) => {
+                let name = self.state().node_name(node);
+                Err(Halt::Failed(Failure::refused(
+                    ErrorCode::EnvironmentError,
+                    format!("Node '{name}' does not answer: {why}"),
+                )))
+            }
+        }
+    }
+
+    /// As [`Self::call_within`], for who has to tell a node that does not answer from one that fails.
+    ///
+    /// # Errors
+    /// As [`World::call`]; the node was asked again and again before it counts as one that can't be reached.
+    pub async fn ask(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, CallError> {
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_millis(50);
         loop {
             match self.world.call(node, call.clone(), self.job, deadline).await {
-                Ok(reply) => return Ok(reply),
-                Err(CallError::Failed(failure)) => return Err(Halt::Failed(failure)),
-                Err(CallError::Deposed) => return Err(Halt::Interrupted),
-                Err(CallError::Unreachable(why)) if waited >= PATIENCE => {
-                    let name = self.state().node_name(node);
-                    return Err(Halt::Failed(Failure::refused(
-                        ErrorCode::EnvironmentError,
-                        format!("Node '{name}' does not answer: {why}"),
-                    )));
-                }
-                Err(CallError::Unreachable(why)) => {
+                Err(CallError::Unreachable(why)) if waited < PATIENCE => {
                     tracing::info!(%node, why, "a node does not answer, asking again");
                     self.world.sleep(pause).await;
                     waited += pause;
                     pause = (pause * 2).min(Duration::from_secs(1));
                 }
+                outcome => return outcome,
             }
         }
     }

@@ -8,6 +8,7 @@
 
 pub mod agent;
 mod context;
+mod entry;
 mod handle;
 pub mod locks;
 pub mod ops;
@@ -16,6 +17,7 @@ mod runner;
 mod world;
 
 pub use context::{Context, Halt};
+pub use entry::Entry;
 pub use handle::{Console, Handle};
 pub use runner::Runner;
 pub use world::{CallError, ProposeError, World};
