@@ -28,6 +28,7 @@ Examples:
   gnt-cluster init cluster01                    make a cluster with this node as its first
   gnt-node add node02                           add a node: prints what to type there
   gnt-instance add --help                       how to make a virtual machine
+  cardume disk status --watch                   how mirrored disks are, as it changes
   cardume lab up                                a whole cluster on this machine, to try things";
 
 #[derive(Subcommand)]
@@ -38,6 +39,13 @@ enum Command {
     Lab(lab::cli::LabArgs),
     /// Measure: commands, jobs, change of master, what daemons cost; beside a named peer's figures.
     Bench(lab::bench::BenchArgs),
+    /// Mirrored disks: status, verify. See 'cardume disk --help'.
+    #[command(disable_help_flag = true)]
+    Disk {
+        /// See 'cardume disk --help'.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        args: Vec<OsString>,
+    },
     /// Make this machine a node of a cluster, with the token that 'gnt-node add' printed on the master.
     #[command(disable_help_flag = true)]
     Join {
@@ -64,6 +72,7 @@ fn main() -> ExitCode {
         Command::Daemon(args) => report(daemon::run(args)),
         Command::Lab(args) => report(lab::cli::run(args)),
         Command::Bench(args) => report(lab::bench::run(args)),
+        Command::Disk { args } => cli::run("disk", args),
         Command::Join { args } => cli::join(args),
         Command::Tool(words) => {
             let tool = words.first().and_then(|word| word.to_str()).and_then(cli::tool);

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::options::JobOptions;
 use crate::parameters::{self, Named, Settings};
 use crate::session::Session;
-use crate::{follow, listing, usage};
+use crate::{disk, follow, listing, usage};
 
 /// Version of the interface between nodes and of the configuration, in Ganeti's manner: 10000 is 0.1.0, 3000000 would be 3.0.0.
 const INTERFACE: &str = "10000";
@@ -41,6 +41,10 @@ pub(crate) enum Command {
         after_help = "EXAMPLES\n  gnt-cluster verify\n  gnt-cluster verify --error-codes --ignore-errors=ENODEN1"
     )]
     Verify(VerifyArgs),
+    /// Looks for mirrored disks that have lost a replica
+    #[command(after_help = "Ends with 1 if there is one. 'cardume disk status' shows each disk in detail.\n\n\
+        EXAMPLES\n  gnt-cluster verify-disks")]
+    VerifyDisks(NoArgs),
     /// Prints the name of the master, also of a dead one
     Getmaster(JsonArgs),
     /// Ends successfully if there is a master that a majority follows
@@ -91,7 +95,7 @@ pub(crate) struct InitArgs {
     /// Hypervisors that may be used, the usual one first. Example: --enabled-hypervisors=kvm,fake
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     enabled_hypervisors: Option<Vec<String>>,
-    /// Disk templates that may be used, the usual one first. Example: --enabled-disk-templates=file,diskless
+    /// Disk templates that may be used, the usual one first. Example: --enabled-disk-templates=drbd,file
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     enabled_disk_templates: Option<Vec<String>>,
     /// Parameters of a hypervisor. Example: -H kvm:kernel_path=/boot/vmlinuz,root_path=/dev/vda
@@ -170,6 +174,10 @@ impl Command {
                 listing::info(session, &tree, args.json)
             }
             Command::Verify(args) => verify(session, args).await,
+            Command::VerifyDisks(args) => {
+                usage::none("verify-disks", &args.args)?;
+                disk::verify_all(session).await
+            }
             Command::Getmaster(args) => getmaster(session, args).await,
             Command::MasterPing(args) => {
                 usage::none("master-ping", &args.args)?;
@@ -286,7 +294,8 @@ async fn verify(session: &mut Session, args: VerifyArgs) -> Result<u8, Error> {
     });
     // The first job only submits the ones that do the work.
     let Some(result) = follow::quietly(session, op, &args.job).await? else { return Ok(0) };
-    let jobs = submitted(&result)?;
+    let taken: Result<Vec<JobId>, String> = follow::submitted(&result)?.into_iter().collect();
+    let jobs = taken.map_err(|why| Error::message(format!("A job of the verification was not taken: {why}")))?;
     if args.json {
         return verify_json(session, &jobs).await;
     }
@@ -313,35 +322,4 @@ async fn verify_json(session: &mut Session, jobs: &[JobId]) -> Result<u8, Error>
 /// A verification's result is whether nothing was found.
 fn all_true(results: &[Value]) -> bool {
     results.iter().all(|result| *result == Value::Bool(true))
-}
-
-/// The jobs in the result of `OP_CLUSTER_VERIFY`: `{"jobs": [[true, 75], …]}`; in place of a number stands why a job was
-/// not taken.
-fn submitted(result: &Value) -> Result<Vec<JobId>, Error> {
-    let jobs = result.get("jobs").and_then(Value::as_array);
-    let jobs = jobs.ok_or_else(|| Error::message(format!("The verification gave no list of jobs but {result}")))?;
-    jobs.iter()
-        .map(|job| match (job.get(0), job.get(1)) {
-            (Some(Value::Bool(true)), Some(Value::Number(id))) if id.as_u64().is_some() => {
-                Ok(JobId(id.as_u64().unwrap_or_default()))
-            }
-            (_, why) => Err(Error::message(format!(
-                "A job of the verification was not taken: {}",
-                why.map(opcodes::format::value).unwrap_or_default()
-            ))),
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_jobs_of_a_verification_are_found() {
-        assert_eq!(submitted(&json!({"jobs": [[true, 75], [true, 76]]})).unwrap(), [JobId(75), JobId(76)]);
-        let refused = submitted(&json!({"jobs": [[false, "the queue is full"]]})).unwrap_err();
-        assert!(refused.to_string().ends_with("the queue is full"));
-        assert!(submitted(&Value::Null).is_err());
-    }
 }

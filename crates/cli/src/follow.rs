@@ -166,7 +166,7 @@ async fn follow_one(
     Ok(Some(result(&job)?.pop().unwrap_or(Value::Null)))
 }
 
-/// Queues one job for each named object and follows them in turn. Gives the exit code: 1 if any failed.
+/// Queues one job for each named object and follows them in turn. Gives how many failed.
 ///
 /// # Errors
 /// As [`follow`].
@@ -175,16 +175,16 @@ pub(crate) async fn each(
     work: Vec<(String, Opcode)>,
     options: &JobOptions,
     announce: bool,
-) -> Result<u8, Error> {
+) -> Result<usize, Error> {
     let mut jobs = Vec::with_capacity(work.len());
-    let mut code = 0;
+    let mut failed = 0;
     for (name, op) in work {
         match submit(session, op, options).await {
             Ok(id) => jobs.push((id, Some(name))),
             // What is queued already goes on, so it is followed also when a later one is refused.
             Err(CallError::Refused(failure)) => {
                 session.warn(format_args!("Failed to submit job for {name}: {failure}"));
-                code = failure.exit_code();
+                failed += 1;
             }
             Err(error) => return Err(error.into()),
         }
@@ -193,7 +193,7 @@ pub(crate) async fn each(
         for (id, _) in jobs {
             session.say(format_args!("JobID: {id}"))?;
         }
-        return Ok(code);
+        return Ok(failed);
     }
     if options.print_jobid {
         for (id, _) in &jobs {
@@ -205,10 +205,52 @@ pub(crate) async fn each(
     }
     for (id, name) in jobs {
         if wait(session, id, name.as_deref()).await?.is_none() {
-            code = 1;
+            failed += 1;
         }
     }
-    Ok(code)
+    Ok(failed)
+}
+
+/// The jobs in the result of an opcode that only submits others: `{"jobs": [[true, 75], …]}`. In place of a number stands
+/// why a job was not taken.
+///
+/// # Errors
+/// The result has no such list.
+pub(crate) fn submitted(result: &Value) -> Result<Vec<Result<JobId, String>>, Error> {
+    let jobs = result.get("jobs").and_then(Value::as_array);
+    let jobs = jobs.ok_or_else(|| Error::message(format!("A list of jobs was expected, and not {result}")))?;
+    let job = |job: &Value| match (job.get(0), job.get(1).and_then(Value::as_u64)) {
+        (Some(Value::Bool(true)), Some(id)) => Ok(JobId(id)),
+        _ => Err(job.get(1).map(opcodes::format::value).unwrap_or_default()),
+    };
+    Ok(jobs.iter().map(job).collect())
+}
+
+/// Queues one opcode that only submits jobs, and follows those in turn. Gives how many there were and how many of them
+/// failed; `None` where the opcode was only to be submitted.
+///
+/// # Errors
+/// As [`one`].
+pub(crate) async fn submitting(
+    session: &mut Session,
+    op: Opcode,
+    options: &JobOptions,
+) -> Result<Option<(usize, usize)>, Error> {
+    let Some(result) = one(session, op, options).await? else { return Ok(None) };
+    let jobs = submitted(&result)?;
+    announce_jobs(session, jobs.iter().flatten().copied())?;
+    let (all, mut failed) = (jobs.len(), 0);
+    for job in jobs {
+        let done = match job {
+            Ok(id) => wait(session, id, None).await?.is_some(),
+            Err(why) => {
+                session.warn(format_args!("Failed to submit job: {why}"));
+                false
+            }
+        };
+        failed += usize::from(!done);
+    }
+    Ok(Some((all, failed)))
 }
 
 /// Says which jobs were submitted.
@@ -276,4 +318,16 @@ pub(crate) fn job_json(job: &Job) -> Value {
 
 fn seconds(at: model::Timestamp) -> Value {
     opcodes::wire::timestamp(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_jobs_that_an_opcode_submitted_are_found() {
+        let jobs = submitted(&json!({"jobs": [[true, 75], [false, "the queue is full"]]})).unwrap();
+        assert_eq!(jobs, [Ok(JobId(75)), Err("the queue is full".to_owned())]);
+        assert!(submitted(&Value::Null).is_err());
+    }
 }

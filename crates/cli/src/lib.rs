@@ -16,6 +16,7 @@ mod confirm;
 mod console;
 mod debug;
 mod devices;
+mod disk;
 mod error;
 mod follow;
 mod instance;
@@ -42,6 +43,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("os", "gnt-os"),
     ("job", "gnt-job"),
     ("debug", "gnt-debug"),
+    ("disk", "disk"),
     ("join", "join"),
 ];
 
@@ -86,6 +88,7 @@ async fn dispatch(session: &mut Session, tool: &str, args: Vec<OsString>) -> Res
         "gnt-os" => Box::pin(usage::parse::<os::Tool>(tool, args)?.command.run(session)).await,
         "gnt-job" => Box::pin(usage::parse::<job::Tool>(tool, args)?.command.run(session)).await,
         "gnt-debug" => Box::pin(usage::parse::<debug::Tool>(tool, args)?.command.run(session)).await,
+        "disk" => Box::pin(usage::parse::<disk::Tool>("cardume disk", args)?.command.run(session)).await,
         "join" => Box::pin(usage::parse::<join::Tool>("cardume join", args)?.run(session)).await,
         other => Err(Error::message(format!("There is no tool '{other}'"))),
     }

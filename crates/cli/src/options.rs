@@ -1,7 +1,9 @@
 //! Options that many commands share.
 
 use clap::Args;
+use model::DiskTemplate;
 use opcodes::format::Units;
+use opcodes::{ErrorCode, Failure};
 
 /// Options of commands that submit a job.
 #[derive(Args, Clone, Debug, Default)]
@@ -81,4 +83,14 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         Some(mib) => Ok(mib),
         None => Err("write a size such as 512m, 4g or 1.5t".into()),
     }
+}
+
+/// Names of the disk templates, for clap, which shows them where another one is given.
+pub(crate) fn template() -> clap::builder::PossibleValuesParser {
+    DiskTemplate::ALL.map(DiskTemplate::name).into()
+}
+
+/// The disk template that was chosen.
+pub(crate) fn disk_template(name: Option<&str>) -> Result<Option<DiskTemplate>, Failure> {
+    name.map(|name| name.parse().map_err(|text: String| Failure::refused(ErrorCode::WrongInput, text))).transpose()
 }

@@ -16,6 +16,8 @@ pub struct Session {
     pub client: Client,
     /// Standard output.
     pub out: Box<dyn Write + Send>,
+    /// Standard output is a terminal: it may get colours, and a picture that is drawn anew in place.
+    pub screen: bool,
     /// Standard error.
     pub err: Box<dyn Write + Send>,
     /// Standard input, for consoles; it is taken by the first one.
@@ -37,6 +39,7 @@ impl Session {
             client: Client::local(),
             // Lines of a job are flushed one by one; a long table goes out in large pieces.
             out: Box::new(BufWriter::new(io::stdout())),
+            screen: io::stdout().is_terminal(),
             err: Box::new(io::stderr()),
             input: Some(Box::new(io::stdin())),
             interactive: io::stdin().is_terminal(),

@@ -16,18 +16,14 @@ const LATER_COMMANDS: &[(&str, &str)] = &[
     (
         "gnt-cluster",
         "activate-master-ip add-tags command copyfile deactivate-master-ip epo list-tags modify queue remove-tags rename \
-         renew-crypto repair-disk-sizes search-tags show-ispecs-cmd upgrade verify-disks watcher",
+         renew-crypto repair-disk-sizes search-tags show-ispecs-cmd upgrade watcher",
     ),
     (
         "gnt-node",
-        "add-tags evacuate failover health list-drbd list-storage list-tags migrate modify-storage power powercycle \
-         remove-tags repair-storage restricted-command volumes",
+        "add-tags health list-drbd list-storage list-tags modify-storage power powercycle remove-tags repair-storage \
+         restricted-command volumes",
     ),
-    (
-        "gnt-instance",
-        "activate-disks add-tags batch-create change-group deactivate-disks failover grow-disk list-tags migrate move \
-         recreate-disks reinstall remove-tags rename replace-disks",
-    ),
+    ("gnt-instance", "add-tags batch-create change-group list-tags move recreate-disks reinstall remove-tags rename"),
     ("gnt-job", "autoarchive change-priority"),
     ("gnt-os", "diagnose info modify show"),
     ("gnt-debug", "iallocator allocator locks metad submit-job test-jobqueue test-osparams wconfd"),
@@ -117,9 +113,11 @@ fn commands(command: &mut Command, tool: &str) -> String {
         .collect();
     list.sort();
     let width = list.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    // Only Ganeti's own tools have manual pages.
+    let manual = if tool.starts_with("gnt-") { format!(", or man {tool}") } else { String::new() };
     let mut text = format!(
         "Usage: {tool} {{command}} [options...] [argument...]\n\
-         {tool} <command> --help to see details, or man {tool}\n\nCommands:\n"
+         {tool} <command> --help to see details{manual}\n\nCommands:\n"
     );
     for (name, about) in list {
         let about = wrap(&about, 76 - width).replace('\n', &format!("\n{}", " ".repeat(width + 4)));

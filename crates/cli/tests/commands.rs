@@ -284,16 +284,19 @@ fn lines_that_make_no_command_end_as_in_ganeti() {
     assert_eq!((list.code, list.err.as_str()), (1, ""));
     assert!(list.out.starts_with(
         "Usage: gnt-instance {command} [options...] [argument...]\n\
-         gnt-instance <command> --help to see details, or man gnt-instance\n\nCommands:\n add         - Makes an instance"
+         gnt-instance <command> --help to see details, or man gnt-instance\n\nCommands:\n activate-disks   - Shows the disks"
     ));
-    assert!(list.out.contains("\n shutdown    - Stops instances") && list.out.ends_with("\n\n"));
+    assert!(list.out.contains("\n shutdown         - Stops instances") && list.out.ends_with("\n\n"));
     assert_eq!(alone(&["gnt-instance"]).out, list.out);
     assert_eq!((alone(&["gnt-instance", "--help"]).code, alone(&["gnt-instance", "--help"]).out), (0, list.out));
-    alone(&["gnt-instance", "migrate", "vm1"]).is(
+    alone(&["gnt-instance", "rename", "vm1", "vm2"]).is(
         1,
         "",
-        "Error: Command migrate is not supported by this version of Cardume\n",
+        "Error: Command rename is not supported by this version of Cardume\n",
     );
+    assert!(alone(&["disk"]).out.starts_with(
+        "Usage: cardume disk {command} [options...] [argument...]\ncardume disk <command> --help to see details\n\n"
+    ));
     alone(&["gnt-instance", "add", "-H", "fake"]).is(1, "", "Error: Command add expects 1 argument(s)\n");
     alone(&["gnt-job", "info"]).is(1, "", "Error: Command info expects at least 1 argument(s)\n");
     alone(&["gnt-instance", "add", "-B", "nosuchparam=1", "vm"]).is(
@@ -305,7 +308,7 @@ fn lines_that_make_no_command_end_as_in_ganeti() {
     for (line, what) in [
         (
             &["gnt-instance", "add", "-t", "nosuchtemplate", "vm"][..],
-            "gnt-instance: error: option -t: invalid choice: 'nosuchtemplate' (choose from 'file', 'diskless')\n",
+            "gnt-instance: error: option -t: invalid choice: 'nosuchtemplate' (choose from 'file', 'drbd', 'diskless')\n",
         ),
         (
             &["gnt-instance", "add", "-s", "4x", "vm"],
@@ -349,7 +352,16 @@ fn help_teaches() {
     for line in [
         &["gnt-instance", "add", "--help"][..],
         &["gnt-instance", "console", "-h"],
+        &["gnt-instance", "migrate", "--help"],
+        &["gnt-instance", "failover", "--help"],
+        &["gnt-instance", "replace-disks", "--help"],
+        &["gnt-instance", "grow-disk", "--help"],
+        &["gnt-instance", "activate-disks", "--help"],
         &["gnt-node", "add", "--help"],
+        &["gnt-node", "evacuate", "--help"],
+        &["gnt-cluster", "verify-disks", "--help"],
+        &["disk", "status", "--help"],
+        &["disk", "verify", "--help"],
         &["gnt-cluster", "init", "--help"],
         &["join", "--help"],
     ] {

@@ -9,21 +9,17 @@ use opcodes::op::{DiskRequest, InstanceCreate};
 use opcodes::{ErrorCode, Failure, Opcode};
 
 use crate::error::Error;
-use crate::options::{JobOptions, size};
+use crate::options::{JobOptions, disk_template, size, template};
 use crate::parameters::{self, Named, Settings};
 use crate::session::Session;
 use crate::{devices, follow, usage};
 
 pub(super) const EXAMPLES: &str = "EXAMPLES
-  gnt-instance add -t file -s 4g -B memory=128 -o busybox+default -n node01 vm2
+  gnt-instance add -t drbd -s 4g -B memory=128 -o busybox+default -n node01:node02 vm2
+  gnt-instance add -t file -s 4g -B memory=128 -o busybox+default -n node01 vm3
   gnt-instance add -t file --disk 0:size=10g --disk 1:size=512m,mode=ro --net 0:ip=10.0.0.10,mac=auto \\
       -B memory=256,vcpus=2 -o busybox+default -n node01 vm1
   gnt-instance add -t diskless --no-nics --no-start -H kvm:kernel_path=/boot/vmlinuz -o busybox+default -n node01 vm4";
-
-/// Names of the disk templates, for clap, which shows them where another one is given.
-fn template() -> clap::builder::PossibleValuesParser {
-    DiskTemplate::AVAILABLE.map(DiskTemplate::name).into()
-}
 
 #[derive(Args)]
 pub(crate) struct AddArgs {
@@ -98,10 +94,7 @@ impl AddArgs {
     /// The opcode that is meant.
     fn opcode(self) -> Result<Opcode, Error> {
         let [instance_name] = usage::exactly("add", self.args)?;
-        let disk_template = self
-            .disk_template
-            .map(|name| name.parse::<DiskTemplate>().map_err(|text| Failure::refused(ErrorCode::WrongInput, text)))
-            .transpose()?;
+        let disk_template = disk_template(self.disk_template.as_deref())?;
         let disks = match self.os_size {
             Some(size) => vec![DiskRequest { size, ..DiskRequest::default() }],
             None => devices::disks(&self.disk)?,

@@ -1,7 +1,9 @@
 //! `gnt-instance`.
 
 mod add;
+mod disks;
 mod modify;
+mod moves;
 mod power;
 
 use std::time::Duration;
@@ -60,9 +62,37 @@ pub(crate) enum Command {
     /// Changes the parameters of an instance
     #[command(
         after_help = "EXAMPLES\n  gnt-instance modify -B memory=512 vm1\n  gnt-instance modify -H kernel_args=ro,-acpi vm1\n  \
-        gnt-instance modify --net add:ip=10.0.0.13 vm1\n  gnt-instance modify --net 0:remove vm1"
+        gnt-instance modify --net add:ip=10.0.0.13 vm1\n  gnt-instance modify --net 0:remove vm1\n  \
+        gnt-instance modify -t drbd -n node02 vm1"
     )]
     Modify(Box<modify::ModifyArgs>),
+    /// Moves a running instance to its secondary node, without stopping it
+    #[command(
+        after_help = "It runs on while its memory is sent, and stands still only for the moment of the change. Its disks \
+        are on both nodes already (template drbd).\n\nEXAMPLES\n  gnt-instance migrate vm2\n  \
+        gnt-instance migrate -f --allow-failover vm2\n  gnt-instance migrate --cleanup vm2"
+    )]
+    Migrate(moves::MigrateArgs),
+    /// Moves an instance to its secondary node by stopping it and starting it there
+    #[command(after_help = "An instance that is stopped stays stopped; only its primary node changes.\n\nEXAMPLES\n  \
+        gnt-instance failover vm2\n  gnt-instance failover -f --shutdown-timeout=30 vm2")]
+    Failover(moves::FailoverArgs),
+    /// Gives a mirrored instance another secondary node, or makes the replicas on the present one anew
+    #[command(after_help = "EXAMPLES\n  gnt-instance replace-disks -n node03 vm2\n  gnt-instance replace-disks -s vm2")]
+    ReplaceDisks(disks::ReplaceArgs),
+    /// Makes a disk larger
+    #[command(
+        after_help = "The guest sees the new size at its next start; a file system in it has to be grown there.\n\n\
+        EXAMPLES\n  gnt-instance grow-disk vm2 0 2g               by 2 GiB\n  \
+        gnt-instance grow-disk --absolute vm2 0 10g   to 10 GiB"
+    )]
+    GrowDisk(disks::GrowArgs),
+    /// Shows the disks of a stopped instance as files on its primary node; prints where
+    #[command(after_help = "EXAMPLES\n  gnt-instance activate-disks vm2")]
+    ActivateDisks(disks::ActivateArgs),
+    /// Takes away what activate-disks showed
+    #[command(after_help = "EXAMPLES\n  gnt-instance deactivate-disks vm2")]
+    DeactivateDisks(disks::DeactivateArgs),
     /// Stops an instance and removes it with its disks
     Remove(RemoveArgs),
 }
@@ -157,6 +187,12 @@ impl Command {
                 console::run(session, &name, args.exit_after_idle).await
             }
             Command::Modify(args) => args.run(session).await,
+            Command::Migrate(args) => args.run(session).await,
+            Command::Failover(args) => args.run(session).await,
+            Command::ReplaceDisks(args) => args.run(session).await,
+            Command::GrowDisk(args) => args.run(session).await,
+            Command::ActivateDisks(args) => args.run(session).await,
+            Command::DeactivateDisks(args) => args.run(session).await,
             Command::Remove(args) => remove(session, args).await,
         }
     }

@@ -1,12 +1,13 @@
 //! `gnt-instance modify`.
 
 use clap::Args;
+use model::DiskTemplate;
 use model::params::BACKEND;
 use opcodes::Opcode;
 use opcodes::op::InstanceSetParams;
 
 use crate::error::Error;
-use crate::options::JobOptions;
+use crate::options::{JobOptions, disk_template, template};
 use crate::parameters::{self, Named, Settings};
 use crate::session::Session;
 use crate::{devices, follow, usage};
@@ -39,6 +40,12 @@ pub(crate) struct ModifyArgs {
     /// Mark it as stopped, so that it can be started again
     #[arg(long, conflicts_with = "offline")]
     online: bool,
+    /// Store its disks in another way: file or drbd; only while it is stopped. Example: -t drbd -n node02
+    #[arg(short = 't', long, value_name = "TEMPLATE", value_parser = template())]
+    disk_template: Option<String>,
+    /// The secondary node that the template drbd needs
+    #[arg(short, long, value_name = "NODE", requires = "disk_template")]
+    node: Option<String>,
     #[command(flatten)]
     job: JobOptions,
 }
@@ -61,6 +68,12 @@ impl ModifyArgs {
     /// What is to be changed.
     fn change(self) -> Result<InstanceSetParams, Error> {
         let [instance_name] = usage::exactly("modify", self.args)?;
+        let disk_template = disk_template(self.disk_template.as_deref())?;
+        if disk_template == Some(DiskTemplate::Drbd) && self.node.is_none() {
+            return Err(Error::message(
+                "Changing the disk template to a mirrored one requires specifying a secondary node",
+            ));
+        }
         let change = InstanceSetParams {
             instance_name: instance_name.clone(),
             hvparams: parameters::all_changes(None, &self.hypervisor_parameters)?,
@@ -69,8 +82,8 @@ impl ModifyArgs {
             nics: devices::nic_changes(&self.net)?,
             os_name: self.os_type,
             offline: if self.offline { Some(true) } else { self.online.then_some(false) },
-            disk_template: None,
-            remote_node: None,
+            disk_template,
+            remote_node: self.node,
         };
         if change == (InstanceSetParams { instance_name, ..InstanceSetParams::default() }) {
             return Err(Error::message("Please give at least one of the parameters."));
@@ -106,6 +119,15 @@ mod tests {
         assert_eq!(changed.hvparams["kernel_args"], Some(ParamValue::Text("ro".into())));
         assert_eq!(changed.nics[0].index, -1);
         assert_eq!(changed.offline, Some(false));
+    }
+
+    #[test]
+    fn disks_are_converted() {
+        let changed = change(&["-t", "drbd", "-n", "node02", "vm1"]).unwrap();
+        assert_eq!((changed.disk_template, changed.remote_node.as_deref()), (Some(DiskTemplate::Drbd), Some("node02")));
+        assert_eq!(change(&["-t", "file", "vm1"]).unwrap().disk_template, Some(DiskTemplate::File));
+        let refused = change(&["-t", "drbd", "vm1"]).unwrap_err();
+        assert!(refused.to_string().contains("requires specifying a secondary node"));
     }
 
     #[test]

@@ -180,7 +180,7 @@ impl Selection {
             confirm::confirm(session, self.force_multiple, &question, "--force-multiple")?;
         }
         let work = chosen.into_iter().map(|name| (name.clone(), op(name))).collect();
-        follow::each(session, work, job, several).await
+        Ok(u8::from(follow::each(session, work, job, several).await? > 0))
     }
 
     /// Names of the chosen instances, as the cluster has them.

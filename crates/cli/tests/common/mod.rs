@@ -199,6 +199,7 @@ pub fn session(socket: PathBuf) -> Session {
         answers: Box::new(Nobody),
         input: None,
         interactive: false,
+        screen: false,
         zone: Some(TimeZone::UTC),
         patience: Duration::from_secs(60),
         ..Session::standard()

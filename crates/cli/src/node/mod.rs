@@ -1,5 +1,7 @@
 //! `gnt-node`.
 
+mod moves;
+
 use std::net::Ipv4Addr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -41,6 +43,19 @@ pub(crate) enum Command {
     Modify(ModifyArgs),
     /// Takes a node out of the cluster
     Remove(RemoveArgs),
+    /// Moves the running instances off a node, without stopping them
+    #[command(after_help = "A running instance moves to its secondary node; one that is stopped is an error, unless \
+        --allow-failover is given.\n\nEXAMPLES\n  gnt-node migrate -f node01\n  gnt-node migrate --allow-failover node01")]
+    Migrate(moves::MigrateArgs),
+    /// Moves all instances off a node by stopping them and starting them on their secondary nodes
+    #[command(after_help = "All instances are moved at the same time. Ends with 0 only if all of them were.\n\n\
+        EXAMPLES\n  gnt-node failover node01\n  gnt-node failover -f node01")]
+    Failover(moves::FailoverArgs),
+    /// Empties a node: moves its instances to their secondary nodes, and the second replicas that it holds elsewhere
+    #[command(after_help = "EXAMPLES\n  gnt-node evacuate node02               everything\n  \
+        gnt-node evacuate -p node02            its instances, not the second replicas that it holds\n  \
+        gnt-node evacuate -s -n node03 node02  the second replicas, to node03")]
+    Evacuate(moves::EvacuateArgs),
 }
 
 #[derive(Args)]
@@ -150,6 +165,9 @@ impl Command {
                 follow::one(session, Opcode::NodeRemove { node_name }, &args.job).await?;
                 Ok(0)
             }
+            Command::Migrate(args) => args.run(session).await,
+            Command::Failover(args) => args.run(session).await,
+            Command::Evacuate(args) => args.run(session).await,
         }
     }
 }
