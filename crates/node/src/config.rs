@@ -54,6 +54,11 @@ pub(crate) const ADDRESS_LEASE: Duration = Duration::from_millis(1300);
 pub(crate) const ADDRESS_TAKEOVER: Duration = Duration::from_millis(2000);
 
 impl Config {
+    /// Folder of this node's replicas of mirrored disks.
+    pub(crate) fn replicas(&self) -> PathBuf {
+        self.state_dir.join("disks")
+    }
+
     /// The usual places, for a daemon on this machine.
     ///
     /// # Errors

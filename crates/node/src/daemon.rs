@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use consensus::{Log, NodeInfo};
 use futures::FutureExt as _;
 use jobs::Handle;
+use mirror::keeper::{Keeper, KeeperConfig, KeeperError};
 use model::NodeId;
 use opcodes::wire::{Init, Join, NodeStatus, Request};
 use opcodes::{ErrorCode, Failure};
@@ -22,6 +23,7 @@ use tokio::sync::{Mutex, RwLock, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::agent::Agent;
+use crate::authority::DiskAuthority;
 use crate::config::Config;
 use crate::home::{self, Home};
 use crate::member::{Member, PeerService, is_destroyed};
@@ -81,6 +83,9 @@ pub enum StartError {
     /// TLS can't be set up.
     #[error("TLS can't be set up with the node's identity")]
     Tls(#[from] rpc::tls::TlsError),
+    /// Mirrored disks can't be served.
+    #[error("mirrored disks can't be served on this node")]
+    Mirror(#[from] KeeperError),
     /// The runtime refused a socket.
     #[error("the port of the API can't be served")]
     Serve(#[source] io::Error),
@@ -113,6 +118,8 @@ struct Inside {
     member: Arc<Member>,
     server: Server,
     api: TlsServer,
+    /// Mirrored disks; a witness has none.
+    keeper: Option<Arc<Keeper>>,
     duties: JoinSet<()>,
     watcher: JoinHandle<()>,
 }
@@ -207,13 +214,33 @@ impl Daemon {
         let listener = rpc::serve::bind(everywhere(self.config.api_port)).await?;
         let tls = rpc::join::join_server_config(&identity)?;
         let api = rpc::serve_tls(listener, tls, joining::router(Arc::clone(&member))).map_err(StartError::Serve)?;
+        let keeper = match self.home.is_witness() {
+            true => None,
+            false => Some(self.keep_disks(&member, identity).await?),
+        };
+        self.agent.set_keeper(keeper.clone()).await;
         let mut duties = JoinSet::new();
         duties.spawn(self.essential("leading", crate::office::lead(Arc::clone(&member))));
         duties.spawn(self.essential("reporting this boot", crate::member::report_boot(Arc::clone(&member))));
         duties.spawn(watch_log(Arc::clone(&member), self.failed.clone()));
         let watcher = tokio::spawn(watch_membership(Arc::downgrade(self), Arc::clone(&member)));
-        *self.phase.write().await = Some(Inside { member, server, api, duties, watcher });
+        *self.phase.write().await = Some(Inside { member, server, api, keeper, duties, watcher });
         Ok(())
+    }
+
+    /// Opens this node's replicas of mirrored disks, and serves them as the log says.
+    async fn keep_disks(&self, member: &Arc<Member>, identity: Arc<Identity>) -> Result<Arc<Keeper>, KeeperError> {
+        let config = KeeperConfig {
+            node: member.id,
+            boot: self.config.boot.clone(),
+            folder: self.config.replicas(),
+            run_dir: self.config.run_dir.join("mirror"),
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.config.mirror_port)),
+            port: self.config.mirror_port,
+            user: Some(self.config.qemu_user),
+            engine: mirror::engine::Config::default(),
+        };
+        Keeper::start(config, identity, Arc::new(DiskAuthority::new(member))).await
     }
 
     /// What a member must never stop doing. If it ends in a bug, the daemon ends rather than go on as half a member.
@@ -252,6 +279,11 @@ impl Daemon {
     async fn stop(&self, mut inside: Inside) {
         inside.watcher.abort();
         inside.duties.shutdown().await;
+        self.agent.set_keeper(None).await;
+        if let Some(keeper) = &inside.keeper {
+            // As long as there is a log to tell of it.
+            keeper.shutdown().await;
+        }
         // Nobody brings it up any more.
         if let Err(failure) = self.agent.address.release().await {
             tracing::error!(failure = failure.text, "the cluster's address could not be taken off this node");

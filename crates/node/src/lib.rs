@@ -7,6 +7,7 @@
 mod address;
 mod agent;
 mod archive;
+mod authority;
 mod config;
 mod daemon;
 mod disks;
@@ -15,6 +16,7 @@ mod founding;
 mod home;
 mod joining;
 mod member;
+mod migration;
 mod office;
 mod requests;
 mod tables;

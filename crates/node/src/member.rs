@@ -18,8 +18,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::agent::Agent;
+use crate::authority::{self, Answer, Asked};
 use crate::config::Config;
 use crate::home::Home;
+use crate::migration::{self, Shipment};
 use crate::office::Office;
 use crate::transport::RAFT_PATH;
 
@@ -29,6 +31,8 @@ const REQUEST_PATH: &str = "/request";
 const LIFE_PATH: &str = "/life";
 const HANDOVER_PATH: &str = "/handover";
 const CONSOLE_PATH: &str = "/console";
+const PROPOSE_PATH: &str = "/propose";
+const READ_PATH: &str = "/read";
 
 /// How long a console may take to open.
 const OPEN: Duration = Duration::from_secs(5);
@@ -207,12 +211,16 @@ impl Member {
                     ))),
                 }
             }
+            Call::Send { hypervisor, instance, run, migration, to, to_run, mode } => {
+                let shipment = Shipment { hypervisor, instance, run, migration, to, to_run, mode };
+                self.send(shipment).await.map(Reply::Sending)
+            }
             call => self.agent.carry_out(call).await,
         }
     }
 
     /// What this node asks of another that is no order: with the incarnation and the office that it knows of.
-    fn letter<T>(&self, payload: T) -> Envelope<T> {
+    pub(crate) fn letter<T>(&self, payload: T) -> Envelope<T> {
         let state = self.state();
         let term = state.office.map_or(0, |office| office.term);
         Envelope { inc: state.incarnation, term, job: None, payload }
@@ -267,6 +275,30 @@ impl Member {
             let name = self.state().node_name(leader);
             Err(Failure::failed(format!("The master '{name}' did not hand over: {}", crate::chain(&error))))
         })
+    }
+
+    /// Asks the leader to propose a command of a disk's primary.
+    pub(crate) async fn ask_to_propose(&self, leader: NodeId, asked: &Asked, within: Duration) -> Answer {
+        let Some(address) = self.address_of(leader) else { return Answer::NotLeader };
+        let answer: Result<Answer, CallError> =
+            self.client.call_json(leader.0, address, Lane::Control, PROPOSE_PATH, &self.letter(asked), within).await;
+        match answer {
+            Ok(answer) => answer,
+            Err(error) if error.never_sent() => Answer::NotLeader,
+            Err(error) => {
+                tracing::debug!(%leader, error = crate::chain(&error), "what became of a disk's command is not known");
+                Answer::Unknown
+            }
+        }
+    }
+
+    /// Asks the leader up to which index the log has everything that is committed by now.
+    pub(crate) async fn ask_for_read_index(&self, leader: NodeId, within: Duration) -> Option<u64> {
+        let address = self.address_of(leader)?;
+        let millis = within.as_millis() as u64;
+        let answer: Result<Option<u64>, CallError> =
+            self.client.call_json(leader.0, address, Lane::Control, READ_PATH, &self.letter(millis), within).await;
+        answer.ok().flatten()
     }
 
     /// Opens a console on the node that runs the instance.
@@ -384,12 +416,23 @@ impl rpc::Service for PeerService {
                 let () = member.open_letter(&body)?;
                 rpc::server::to_json(&crate::office::hand_over(member, NodeId(peer.node)).await)
             }
+            PROPOSE_PATH => {
+                let asked = member.open_letter(&body)?;
+                rpc::server::to_json(&authority::propose_for(member, NodeId(peer.node), asked).await?)
+            }
+            READ_PATH => {
+                let millis = member.open_letter(&body)?;
+                rpc::server::to_json(&authority::read_index(member, Duration::from_millis(millis)).await)
+            }
             other => Err(Fault::new(FaultKind::NotFound, format!("there is no call {other}"))),
         }
     }
 
-    async fn stream(&self, _peer: PeerIdentity, path: &str, _body: Bytes, upgrade: Upgrade) -> Result<(), Fault> {
+    async fn stream(&self, _peer: PeerIdentity, path: &str, body: Bytes, upgrade: Upgrade) -> Result<(), Fault> {
         let member = &self.0;
+        if path == migration::PATH {
+            return member.arrive(member.open_letter(&body)?, upgrade).await;
+        }
         let Some(instance) = path.strip_prefix(CONSOLE_PATH).and_then(|rest| rest.strip_prefix('/')) else {
             return Err(Fault::new(FaultKind::NotFound, format!("there is no stream {path}")));
         };
@@ -431,7 +474,7 @@ fn is_admitted(state: &State, node: NodeId) -> bool {
 }
 
 /// Carries a failure through a fault and back.
-fn to_fault(failure: Failure) -> Fault {
+pub(crate) fn to_fault(failure: Failure) -> Fault {
     let detail = serde_json::to_value(&failure).unwrap_or_default();
     Fault::new(FaultKind::Conflict, failure.text).with_detail(detail)
 }

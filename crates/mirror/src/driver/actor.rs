@@ -36,6 +36,8 @@ pub(super) enum Message {
     Report(oneshot::Sender<Report>),
     /// Make room for a disk of so many bytes.
     Grow(u64, oneshot::Sender<Result<(), BackingError>>),
+    /// The medium, to look at it.
+    Backing(oneshot::Sender<Backing>),
     /// End.
     Close,
 }
@@ -185,6 +187,11 @@ impl Actor {
                 let resyncs = self.resyncs.report(now);
                 // Who asked may have gone.
                 let _ = answer.send(Report { status, linked, counters: self.counters, resyncs });
+                Ok(())
+            }
+            Message::Backing(answer) => {
+                // Who asked may have gone.
+                let _ = answer.send(self.files.backing.clone());
                 Ok(())
             }
             Message::Grow(size, answer) => {

@@ -105,6 +105,13 @@ impl Driver {
         grown.await.ok()
     }
 
+    /// Its medium, to look at it; `None` if it has ended. As long as that is kept the files stay locked.
+    pub async fn backing(&self) -> Option<Backing> {
+        let (answer, backing) = oneshot::channel();
+        self.tell(Message::Backing(answer));
+        backing.await.ok()
+    }
+
     /// The disk as the guest of a run sees it.
     pub fn device(&self, run: RunId) -> Arc<dyn Device> {
         Arc::new(device::RunDevice { driver: self.clone(), run })

@@ -135,6 +135,22 @@ impl Mount {
     }
 }
 
+/// Clears away what a daemon that is gone left mounted on the directory `mountpoint`, if it did.
+///
+/// # Errors
+/// [`MountError::InUse`] if what is mounted there is alive or not ours; what the operating system says.
+pub async fn clear(mountpoint: &Path) -> Result<(), MountError> {
+    let mountpoint = mountpoint.to_owned();
+    let cleared = tokio::task::spawn_blocking(move || {
+        // What is not there has nothing mounted on it.
+        if std::fs::symlink_metadata(&mountpoint).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return Ok(());
+        }
+        mounts::clear(&mounts::resolve(&mountpoint)?)
+    });
+    ended(cleared.await)
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         self.gate.close();

@@ -80,6 +80,12 @@ pub enum KeeperError {
         /// Why it can't be used, if there is one.
         why: Option<String>,
     },
+    /// The disk is in use.
+    #[error("disk {disk} is being served; stop its instance first")]
+    Served {
+        /// The disk.
+        disk: DiskId,
+    },
     /// It did not happen in time; it may still.
     #[error("disk {disk} was not {what} within {} s{}", .within.as_secs_f32(), because(.why))]
     Late {

@@ -4,6 +4,7 @@
 //! what the log says of its disk, promotes those of which this node in its current life is the primary, and exports them
 //! to the run that the state names. Jobs ask for what the state does not say: files, and the steps of a migration.
 
+mod digest;
 mod error;
 mod exports;
 mod files;
@@ -156,6 +157,23 @@ impl Keeper {
         Ok(Arc::new(Self { shared, server: Mutex::new(Some(server)), tasks: tasks.into() }))
     }
 
+    /// The node whose replicas these are.
+    pub fn node(&self) -> NodeId {
+        self.shared.config.node
+    }
+
+    /// The newest state that this node has applied.
+    pub fn state(&self) -> Arc<State> {
+        self.shared.authority.watch().borrow().clone()
+    }
+
+    /// Whether this node in its current life is the disk's primary, by the newest state that it has applied.
+    pub fn is_primary(&self, disk: DiskId) -> bool {
+        let state = self.state();
+        let me = self.shared.me(&state);
+        me.is_some() && views::find(&state, disk).is_some_and(|(_, mirror)| mirror.primary == me)
+    }
+
     /// Makes a replica's files; nothing is made if there is not enough space. What is there already is left alone.
     ///
     /// # Errors
@@ -302,9 +320,32 @@ impl Keeper {
         }
     }
 
+    /// SHA-256 of each `chunk` bytes of this node's replica, hexadecimal; the last may be of less. Nobody serves the disk,
+    /// which is read in the log first. Holes are not read.
+    ///
+    /// # Errors
+    /// [`KeeperError::Served`]; [`KeeperError::NotOpen`], also if the log can't be reached; what the medium says.
+    pub async fn digests(&self, disk: DiskId, chunk: u64) -> Result<Vec<String>, KeeperError> {
+        let no_log = || KeeperError::NotOpen { disk, why: Some("the replicated log can't be reached".to_owned()) };
+        let state = self.shared.authority.barrier().await.ok_or_else(no_log)?;
+        if views::find(&state, disk).is_some_and(|(_, mirror)| mirror.primary.is_some()) {
+            return Err(KeeperError::Served { disk });
+        }
+        let (slot, driver) = self.open_slot(disk, OPEN_TIME).await?;
+        let not_open = || KeeperError::NotOpen { disk, why: slot.progress.borrow().failed.clone() };
+        let backing = driver.backing().await.ok_or_else(not_open)?;
+        let replica = slot.replica;
+        digest::digests(&backing, chunk).await.map_err(|source| KeeperError::Files {
+            attempt: "read",
+            disk,
+            replica,
+            source: Box::new(source),
+        })
+    }
+
     /// How this node's replicas are, in the order of their disks.
     pub async fn status(&self) -> Vec<ReplicaStatus> {
-        let state = self.shared.authority.watch().borrow().clone();
+        let state = self.state();
         let slots = self.shared.slots.borrow().by_disk.clone();
         let asked = slots.iter().map(|(disk, slot)| async {
             let (_, mirror) = views::find(&state, *disk)?;

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypervisor::{Boot, DiskSource, MachineSpec, NicSpec, RebootBehavior, Shutdown};
+use hypervisor::{Boot, MachineSpec, NicSpec, RebootBehavior, Shutdown};
 use jobs::agent::{InstanceSpec, NicRef, Stopped};
 use model::{DiskAccess, ParamValue, Params, RunId};
 use network::{Netlink, tap};
 use opcodes::Failure;
 
-use super::{Agent, hypervisor_failed, run_name, storage_failed};
+use super::disks::Exporting;
+use super::{Agent, hypervisor_failed, run_name};
 
 impl Agent {
     /// Starts a run. A second call for the same run finds it started.
@@ -18,7 +19,7 @@ impl Agent {
         let driver = Arc::clone(self.hypervisor(&spec.hypervisor)?);
         let name = run_name(run);
         if !driver.list().await.iter().any(|running| running.run == name) {
-            let machine = self.machine(spec, &name).await?;
+            let machine = self.machine(spec, run, Exporting::Serving).await?;
             driver.start(&machine).await.map_err(hypervisor_failed)?;
         }
         if !paused {
@@ -65,13 +66,19 @@ impl Agent {
         Ok(())
     }
 
-    async fn machine(&self, spec: &InstanceSpec, run: &str) -> Result<MachineSpec, Failure> {
+    /// The machine of a run, with everything that it needs on this node: disks are exported, interfaces made.
+    pub(super) async fn machine(
+        &self,
+        spec: &InstanceSpec,
+        run: RunId,
+        how: Exporting,
+    ) -> Result<MachineSpec, Failure> {
         let memory = number(&spec.beparams, "maxmem");
         let vcpus = u32::try_from(number(&spec.beparams, "vcpus")).unwrap_or(1);
         let hv = &spec.hvparams;
         // The fake hypervisor needs no network.
         let nics: &[NicRef] = if spec.hypervisor == "fake" { &[] } else { &spec.nics };
-        let mut machine = MachineSpec::new(&spec.name, run, memory, vcpus, boot(spec, nics.len()));
+        let mut machine = MachineSpec::new(&spec.name, run_name(run), memory, vcpus, boot(spec, nics.len()));
         machine.uuid = Some(spec.id.to_string());
         machine.cpu_type = text(hv, "cpu_type");
         machine.machine = text(hv, "machine_version");
@@ -81,19 +88,13 @@ impl Agent {
             Some("exit") => RebootBehavior::Exit,
             _ => RebootBehavior::Reboot,
         };
-        for disk in &spec.disks {
-            let (at, template) = self.disk(disk)?;
-            let attachment = template.activate(&at).await.map_err(storage_failed)?;
-            machine.disks.push(hypervisor::DiskSpec {
-                id: format!("disk{}", disk.index),
-                source: DiskSource::File {
-                    path: attachment.path,
-                    direct: attachment.direct,
-                    aio: hypervisor::Aio::default(),
-                },
-                read_only: disk.disk.access == DiskAccess::Ro,
-            });
-        }
+        let sources = spec.disks.iter().map(|disk| self.source(disk, run, how));
+        let sources = futures::future::try_join_all(sources).await?;
+        machine.disks.extend(spec.disks.iter().zip(sources).map(|(disk, source)| hypervisor::DiskSpec {
+            id: format!("disk{}", disk.index),
+            source,
+            read_only: disk.disk.access == DiskAccess::Ro,
+        }));
         if !nics.is_empty() {
             let failed = |error: network::Error| Failure::failed(crate::chain(&error));
             let net = Netlink::open().map_err(failed)?;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use jobs::agent::{Facts, LiveInstance, Problem, VerifyRequest};
+use jobs::agent::{DiskRef, Facts, LiveInstance, Problem, VerifyRequest};
+use model::DiskTemplate;
 use network::{Netlink, bridge};
 use opcodes::Failure;
 use storage::Template as _;
@@ -14,6 +15,7 @@ impl Agent {
         let kvm = self.hypervisor("kvm")?;
         let info = kvm.node_info().await.map_err(hypervisor_failed)?;
         let space = storage::space(folder).map_err(super::storage_failed)?;
+        let mirrors = storage::space(&self.config.replicas()).map_err(super::storage_failed)?;
         let mut instances = Vec::new();
         for driver in self.hypervisors.values() {
             instances.extend(driver.list().await.into_iter().filter_map(|running| {
@@ -32,7 +34,7 @@ impl Agent {
             memory_node_mib: info.memory_used_by_node_mib,
             disk_total_mib: space.total_mib,
             disk_free_mib: space.free_mib,
-            mirror_free_mib: 0,
+            mirror_free_mib: mirrors.free_mib,
             cpus: info.cpus,
             boot: self.config.boot.clone(),
             time: crate::member::now().0,
@@ -76,21 +78,35 @@ impl Agent {
             };
             node("ENODENET", format!("tcp communication with node '{name}': {why}"), false);
         }
+        let (mirrored, disks): (Vec<&DiskRef>, Vec<&DiskRef>) =
+            request.disks.iter().partition(|disk| disk.template == DiskTemplate::Drbd);
         if !request.file_storage_dir.is_empty() {
-            let known = request.disks.iter().map(|disk| Ok(self.disk(disk)?.0)).collect::<Result<Vec<_>, Failure>>()?;
+            let known = disks.iter().map(|disk| Ok(self.disk(disk)?.0)).collect::<Result<Vec<_>, Failure>>()?;
             let folder = Path::new(&request.file_storage_dir);
             let orphans = storage::File.orphans(folder, &known).await.map_err(super::storage_failed)?;
             for orphan in orphans {
                 node("ENODEORPHANLV", format!("volume {} is unknown", orphan.display()), true);
             }
         }
-        for disk in &request.disks {
+        let mut lacking = Vec::new();
+        for disk in disks {
             let (spec, template) = self.disk(disk)?;
-            let text = match template.check(&spec).await {
-                Ok(storage::Health::Good) => continue,
-                Ok(health) => health.to_string(),
-                Err(error) => crate::chain(&error),
-            };
+            match template.check(&spec).await {
+                Ok(storage::Health::Good) => {}
+                Ok(health) => lacking.push((disk, health.to_string())),
+                Err(error) => lacking.push((disk, crate::chain(&error))),
+            }
+        }
+        if !mirrored.is_empty() {
+            let replicas = self.replicas(&[]).await?;
+            for disk in mirrored {
+                match replicas.iter().find(|replica| replica.disk == disk.disk.id) {
+                    None => lacking.push((disk, "its replica is missing".into())),
+                    Some(replica) => lacking.extend(replica.failed.clone().map(|why| (disk, why))),
+                }
+            }
+        }
+        for (disk, text) in lacking {
             problems.push(Problem {
                 code: "EINSTANCEMISSINGDISK".into(),
                 kind: "instance".into(),

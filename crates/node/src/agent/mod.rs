@@ -1,9 +1,11 @@
 //! Does on this node what the master asks.
 
+mod copy;
 mod disks;
 mod guests;
 mod look;
 mod migration;
+mod replicas;
 mod systems;
 
 use std::collections::BTreeMap;
@@ -13,13 +15,15 @@ use std::time::Duration;
 
 use hypervisor::{ConsoleStream, Fake, FakeConfig, Hypervisor, Qemu, QemuConfig};
 use jobs::agent::{Call, DiskRef, Reply};
-use mirror::keeper::Keeper;
+use mirror::keeper::{Keeper, KeeperError};
 use model::RunId;
 use opcodes::{ErrorCode, Failure};
 use storage::DiskSpec;
 
 use crate::address::AddressKeeper;
 use crate::config::Config;
+use crate::migration::Sends;
+use disks::Attached;
 
 /// What this node can do.
 pub struct Agent {
@@ -28,6 +32,10 @@ pub struct Agent {
     hypervisors: BTreeMap<&'static str, Arc<dyn Hypervisor>>,
     /// Mirrored disks, while this node is in a cluster.
     keeper: Mutex<Option<Arc<Keeper>>>,
+    /// Guests whose memory is being sent to other nodes.
+    pub(crate) sends: Sends,
+    /// Disks that are shown as files.
+    attached: tokio::sync::Mutex<Attached>,
 }
 
 impl Agent {
@@ -60,7 +68,14 @@ impl Agent {
                 tracing::info!(hypervisor = name, instance = gone.instance, run = gone.run, "has ended meanwhile");
             }
         }
-        Ok(Arc::new(Self { config, address: AddressKeeper::default(), hypervisors, keeper: Mutex::default() }))
+        Ok(Arc::new(Self {
+            config,
+            address: AddressKeeper::default(),
+            hypervisors,
+            keeper: Mutex::default(),
+            sends: Sends::default(),
+            attached: Default::default(),
+        }))
     }
 
     /// Does what the master asks. What has to do with the log is the member's.
@@ -73,16 +88,8 @@ impl Agent {
             Call::Verify(request) => self.verify(&request).await.map(Reply::Problems),
             Call::Systems => self.systems().await.map(Reply::Systems),
             Call::CheckInstance { spec, install } => self.check_instance(&spec, install).await.map(|()| Reply::Done),
-            Call::CreateDisk(disk) => {
-                let (spec, template) = self.disk(&disk)?;
-                template.create(&spec).await.map_err(storage_failed)?;
-                Ok(Reply::Done)
-            }
-            Call::RemoveDisk(disk) => {
-                let (spec, template) = self.disk(&disk)?;
-                template.remove(&spec).await.map_err(storage_failed)?;
-                Ok(Reply::Done)
-            }
+            Call::CreateDisk(disk) => self.create_disk(&disk).await.map(|()| Reply::Done),
+            Call::RemoveDisk(disk) => self.remove_disk(&disk).await.map(|()| Reply::Done),
             Call::InstallSystem { spec, run } => self.install(&spec, run).await.map(|()| Reply::Done),
             Call::Start { spec, run, paused } => self.start_guest(&spec, run, paused).await.map(|()| Reply::Done),
             Call::Stop { hypervisor, instance, id, run, timeout, disks, release } => {
@@ -153,8 +160,10 @@ impl Agent {
         runs
     }
 
-    /// Gives it the mirrored disks of the cluster that the node has entered, or takes them.
-    pub fn set_keeper(&self, keeper: Option<Arc<Keeper>>) {
+    /// Gives it the mirrored disks of the cluster that the node has entered, or takes them. Who uses files that show such
+    /// disks is cut off.
+    pub async fn set_keeper(&self, keeper: Option<Arc<Keeper>>) {
+        self.attached.lock().await.clear();
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = keeper;
     }
 
@@ -163,7 +172,7 @@ impl Agent {
         keeper.ok_or_else(|| Failure::failed("this node has no mirrored disks now: it is in no cluster"))
     }
 
-    fn hypervisor(&self, name: &str) -> Result<&Arc<dyn Hypervisor>, Failure> {
+    pub(crate) fn hypervisor(&self, name: &str) -> Result<&Arc<dyn Hypervisor>, Failure> {
         self.hypervisors
             .get(name)
             .ok_or_else(|| Failure::failed(format!("hypervisor '{name}' is not known to this node's version")))
@@ -185,7 +194,7 @@ impl Agent {
 }
 
 /// A run's name for a hypervisor.
-fn run_name(run: RunId) -> String {
+pub(crate) fn run_name(run: RunId) -> String {
     format!("run-{run}")
 }
 
@@ -194,6 +203,10 @@ fn run_number(name: &str) -> Option<RunId> {
 }
 
 fn hypervisor_failed(error: hypervisor::Error) -> Failure {
+    Failure::failed(crate::chain(&error))
+}
+
+fn mirror_failed(error: KeeperError) -> Failure {
     Failure::failed(crate::chain(&error))
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use images::{DiskEnv, Environment, NicEnv};
 use jobs::agent::{InstanceSpec, SystemInfo};
-use model::{ParamValue, RunId};
+use model::{DiskTemplate, ParamValue, RunId};
 use network::{Netlink, bridge};
 use opcodes::{ErrorCode, Failure};
 
@@ -77,16 +77,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Runs the operating system's `create` script on the instance's disks.
-    pub(super) async fn install(&self, spec: &InstanceSpec, _run: Option<RunId>) -> Result<(), Failure> {
+    /// Runs the operating system's `create` script on the instance's disks. Mirrored ones are shown to it in `run`, and stay
+    /// so.
+    pub(super) async fn install(&self, spec: &InstanceSpec, run: Option<RunId>) -> Result<(), Failure> {
         let failed = |error: &dyn std::error::Error| Failure::failed(crate::chain(error));
         let system = images::find(&self.config.os_search_path, &spec.os).map_err(|error| failed(&error))?;
         let mut disks = Vec::new();
         for disk in &spec.disks {
-            let (at, template) = self.disk(disk)?;
-            let attachment = template.activate(&at).await.map_err(storage_failed)?;
             disks.push(DiskEnv {
-                path: attachment.path,
+                path: self.show(disk, run).await?,
                 size_mib: disk.disk.size_mib,
                 uuid: disk.disk.id.to_string(),
                 name: disk.disk.name.clone(),
@@ -101,7 +100,7 @@ impl Agent {
         let log = self.config.log_dir.join(format!("os/add-{os}-{}-{started}.log", spec.name));
         let lock = self.config.run_dir.join(format!("os/{}.lock", spec.id));
         images::create(&system, &environment, &log, &lock).await.map_err(|error| failed(&error))?;
-        for disk in &spec.disks {
+        for disk in spec.disks.iter().filter(|disk| disk.template != DiskTemplate::Drbd) {
             let (at, template) = self.disk(disk)?;
             template.deactivate(&at).await.map_err(storage_failed)?;
         }
