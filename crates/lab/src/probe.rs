@@ -1,5 +1,7 @@
 //! Looking at a guest from outside, as its users do: does it answer, since when, and has it lost anything?
 
+mod pings;
+
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -8,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::exec::Running;
 use crate::{Error, Node};
+
+pub use pings::{PingLoss, Pings};
 
 /// The port of the service in the guest that proves continuity.
 pub const CONTINUITY_PORT: u16 = 7000;

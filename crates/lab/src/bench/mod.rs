@@ -1,6 +1,9 @@
-//! `cardume bench`: how fast Cardume is, measured on a lab, beside what was recorded of Ganeti.
+//! `cardume bench`: how fast Cardume is, measured on a lab, beside what was recorded of Ganeti or
+//! is measured of QEMU alone.
 
+mod bare;
 mod control;
+mod migrate;
 mod table;
 
 use std::path::PathBuf;
@@ -19,6 +22,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Commands, jobs, change of master; memory and CPU of the daemons
     Control(ControlArgs),
+    /// Live migration, beside QEMU alone between the same nodes; planned failover of one instance and of a node
+    Migrate(MigrateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -29,6 +34,19 @@ struct ControlArgs {
     /// What runs the three instances: real guests, or none
     #[arg(long, value_enum, default_value_t = Hypervisor::Kvm)]
     hypervisor: Hypervisor,
+    /// The lab's directory
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp/cardume-bench")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct MigrateArgs {
+    /// Also write the results to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each thing is done
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    runs: u32,
     /// The lab's directory
     #[arg(long, value_name = "DIR", default_value = "/var/tmp/cardume-bench")]
     dir: PathBuf,
@@ -46,5 +64,6 @@ enum Hypervisor {
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         BenchCommand::Control(args) => control::run(&args),
+        BenchCommand::Migrate(args) => migrate::run(&args),
     }
 }

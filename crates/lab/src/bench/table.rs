@@ -1,6 +1,7 @@
 //! Results, and the peer that they are shown beside.
 
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
@@ -60,14 +61,18 @@ pub(super) fn table(measures: &[Measure]) -> String {
         ]
     };
     let rows: Vec<[String; 8]> = std::iter::once(heading.map(str::to_owned)).chain(measures.iter().map(row)).collect();
+    columns(&rows, 1..=6)
+}
+
+/// Rows of text as a table. Columns with `numbers` go to the right.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]], numbers: RangeInclusive<usize>) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = width(column);
-            // Numbers to the right, words to the left.
-            let _ = if (1..=6).contains(&column) {
+            let _ = if numbers.contains(&column) {
                 write!(line, "{cell:>width$}  ")
             } else {
                 write!(line, "{cell:<width$}  ")
