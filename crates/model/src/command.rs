@@ -197,7 +197,8 @@ pub enum Command {
         /// Its slot, not taken by another replica.
         slot: u8,
     },
-    /// Takes a replica away that is not in sync.
+    /// Takes a replica away. One that is in sync goes only if another one stays that is, and not from the instance's primary
+    /// node.
     RemoveReplica {
         /// The disk.
         disk: DiskId,

@@ -181,12 +181,18 @@ impl Primary {
         let removed: Vec<ReplicaId> =
             self.peers.keys().filter(|rid| !view.mirror.replicas.contains_key(rid)).copied().collect();
         for rid in removed {
+            // A member may be removed while others stay: from then on nothing waits for it.
+            self.must_ack.remove(&rid);
+            self.outdating.remove(&rid);
             self.lose(base, rid);
             if let Some(peer) = self.peers.remove(&rid) {
                 base.end_marks(peer.slot);
             }
-            self.must_ack.remove(&rid);
-            self.outdating.remove(&rid);
+            if self.source == Some(rid) && self.step < Step::Serve {
+                // Its content was to count; one of those that stay has to be chosen.
+                self.source = None;
+                self.step = Step::Greet(base.now.plus_ms(base.cfg.t_out_strict_ms));
+            }
         }
     }
 

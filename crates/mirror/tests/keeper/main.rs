@@ -450,6 +450,54 @@ async fn a_disk_grows_while_it_is_in_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_replaced_by_an_empty_one_on_another_node_while_the_disk_is_in_use() {
+    let mut rng = Rng::new("replaced");
+    // Nobody is outdated by the clock.
+    let lab = Lab::new(3, Config { t_out_strict_ms: 600_000, ..patient() }).await;
+    let (mut disk, run, mut guest) = busy(&lab, &mut rng).await;
+    // The guest waits for the one that is lost, until it is removed although it is in sync.
+    lab.kill(2).await;
+    let old = disk.replicas.pop().unwrap().1;
+    let ver = disk.mirror(&lab.log.state()).ver;
+    lab.log.run(vec![Command::RemoveReplica { disk: disk.disk, ver, replica: old }]);
+    guest.gets_on(50).await;
+
+    let replica = ReplicaId(Uuid::new_v4());
+    let state = lab.log.state();
+    let new = NewReplica {
+        disk: disk.disk,
+        replica,
+        size: 16 << 20,
+        incarnation: state.incarnation,
+        mode: MirrorMode::Strict,
+        born_in_sync: false,
+    };
+    lab.keeper(3).create(new).await.unwrap();
+    let ver = disk.mirror(&state).ver;
+    lab.log.run(vec![Command::AddReplica { disk: disk.disk, ver, replica, node: NodeId(3), slot: 1 }]);
+    disk.replicas.push((3, replica));
+    lab.in_sync(&disk).await;
+    guest.gets_on(50).await;
+    let device = lab.keeper(1).device(disk.disk, run).unwrap();
+    compare(&lab, &disk, &mut guest, &device, &[1, 3]).await;
+
+    // The node that was lost has nothing to open any more, and can take its files away.
+    lab.start(2).await;
+    lab.keeper(2).remove(disk.disk, old).await.unwrap();
+    assert!(lab.keeper(2).status().await.is_empty());
+    assert!(!lab.folder(2).join(disk.disk.to_string()).exists());
+
+    // What is on both is the same, and is not looked at while somebody writes.
+    assert!(matches!(lab.keeper(1).digests(disk.disk, 1 << 20).await, Err(KeeperError::Served { .. })));
+    lab.disown(&disk, 1, run).await;
+    let (one, three) = (lab.keeper(1), lab.keeper(3));
+    let digests = one.digests(disk.disk, 5 << 20).await.unwrap();
+    assert_eq!(digests.len(), 4, "the last is of less");
+    assert_eq!(digests, three.digests(disk.disk, 5 << 20).await.unwrap());
+    lab.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn three_replicas_through_random_restarts() {
     let mut rng = Rng::new("restarts");
     let lab = Lab::new(3, Config { t_out_strict_ms: 150, t_flap_ms: 0, ..patient() }).await;

@@ -1,9 +1,9 @@
 //! Single faults, and exactly what has to come of them.
 
-use model::MirrorMode;
+use model::{Command, MirrorMode};
 
 use crate::guest;
-use crate::log::{node_id, rid};
+use crate::log::{DISK, node_id, rid};
 use crate::plan;
 use crate::world::{Plan, World};
 
@@ -136,4 +136,47 @@ fn in_strict_mode_nothing_is_acknowledged_without_the_log() {
     world.log_down = false;
     world.run_until("the write", |world| world.guest.is_quiet());
     world.finish();
+}
+
+#[test]
+fn a_member_that_is_removed_is_not_waited_for() {
+    let (mut world, owner) = quiet(3, MirrorMode::Strict);
+    rest(&mut world);
+    let other = (owner + 1) % 3;
+    let (stays, ver) = ((owner + 2) % 3, world.log.mirror().ver);
+    world.cut_both(owner, other);
+    guest::write(&mut world, 3);
+    world.run_for(300);
+    assert!(!world.guest.is_quiet(), "it is held");
+    world.log.apply(Command::RemoveReplica { disk: DISK, ver, replica: rid(other) }).expect("others stay");
+    world.changed();
+    world.run_until("the write", |world| world.guest.is_quiet());
+    let next = model::Version { n: ver.n, v: ver.v + 1 };
+    assert_eq!(world.log.mirror().ver, next, "nothing had to be proposed");
+    world.guest.paused = false;
+    goes_on(&mut world);
+    assert_eq!(world.log.mirror().in_sync(), [rid(owner), rid(stays)].into());
+}
+
+#[test]
+fn an_outdate_that_comes_after_the_removal_is_rejected_and_does_no_harm() {
+    let (mut world, owner) = quiet(3, MirrorMode::Strict);
+    rest(&mut world);
+    let (one, two) = ((owner + 1) % 3, (owner + 2) % 3);
+    world.cut_both(owner, one);
+    world.cut_both(owner, two);
+    world.log_down = true;
+    guest::write(&mut world, 3);
+    // The primary has proposed to go on without both.
+    world.run_for(1_500);
+    let ver = world.log.mirror().ver;
+    world.log.apply(Command::RemoveReplica { disk: DISK, ver, replica: rid(one) }).expect("others stay");
+    world.log_down = false;
+    world.run_until("the write", |world| world.guest.is_quiet());
+    assert_eq!(world.log.mirror().in_sync(), [rid(owner)].into());
+    assert_eq!(world.log.mirror().replicas.len(), 2);
+    heal(&mut world);
+    world.run_until("in sync", |world| world.log.mirror().in_sync().len() == 2);
+    world.guest.paused = false;
+    goes_on(&mut world);
 }

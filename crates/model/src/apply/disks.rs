@@ -154,15 +154,31 @@ impl State {
     ) -> Result<Applied, Rejection> {
         let mirror = self.mirror(disk)?;
         check_version(mirror, ver)?;
-        match mirror.replicas.get(&replica) {
-            None => return Err(unknown("Replica", replica)),
-            Some(MirrorReplica { member: Some(_), .. }) => {
-                return Err(Rejection::State(format!("replica {replica} is in sync; outdate it first")));
+        let Some(removed) = mirror.replicas.get(&replica) else {
+            return Err(unknown("Replica", replica));
+        };
+        let instance = self.instance_of(disk)?;
+        if removed.member.is_some() {
+            // The members that stay hold everything that was acknowledged.
+            if mirror.in_sync().len() == 1 {
+                return Err(Rejection::State(format!("replica {replica} is the only one that is in sync")));
             }
-            Some(_) => {}
+            if removed.node == instance.primary {
+                return Err(Rejection::State(format!(
+                    "replica {replica} is in sync on node '{}', where instance '{}' lives",
+                    self.node_name(removed.node),
+                    instance.name
+                )));
+            }
         }
-        let n = self.incarnation.n;
-        let id = self.instance_of(disk)?.id;
+        if let Some(migration) = instance.migration.filter(|migration| migration.to.node == removed.node) {
+            return Err(Rejection::State(format!(
+                "instance '{}' is about to move to node '{}', where replica {replica} is",
+                instance.name,
+                self.node_name(migration.to.node)
+            )));
+        }
+        let (n, id) = (self.incarnation.n, instance.id);
         let mirror = self.mirror_mut(disk)?;
         mirror.replicas.remove(&replica);
         mirror.touch(n);

@@ -215,7 +215,7 @@ fn force_promotes_what_is_there_and_remembers_it() {
 }
 
 #[test]
-fn a_replica_is_added_empty_and_removed_only_when_it_is_no_member() {
+fn a_replica_is_added_empty_and_removed_as_long_as_one_stays_that_is_in_sync() {
     let mut state = mirrored();
     own(&mut state, 1);
     let add = |ver, slot| Command::AddReplica { disk: DISK, ver, replica: rid(3), node: NodeId(3), slot };
@@ -226,11 +226,33 @@ fn a_replica_is_added_empty_and_removed_only_when_it_is_no_member() {
     assert_eq!(state.instances[&INSTANCE].secondaries, [NodeId(2), NodeId(3)]);
     let remove = |ver, number| Command::RemoveReplica { disk: DISK, ver, replica: rid(number) };
     let ver = mirror(&state).ver;
-    assert!(one(&mut state, remove(ver, 2)).is_err());
+    assert!(one(&mut state, remove(ver, 1)).is_err(), "the primary's");
     assert!(one(&mut state, Command::RemoveNode { node: NodeId(3) }).is_err());
     one(&mut state, remove(ver, 3)).unwrap();
     assert_eq!(state.instances[&INSTANCE].secondaries, [NodeId(2)]);
     one(&mut state, Command::RemoveNode { node: NodeId(3) }).unwrap();
+    let stale = outdate(&state, &[2]);
+    let ver = mirror(&state).ver;
+    one(&mut state, remove(ver, 2)).unwrap();
+    assert_eq!(mirror(&state).in_sync(), BTreeSet::from([rid(1)]));
+    assert!(state.instances[&INSTANCE].secondaries.is_empty());
+    assert!(matches!(one(&mut state, stale), Err(Rejection::Disk(DiskRejection::VersionMoved { .. }))));
+}
+
+#[test]
+fn the_last_that_is_in_sync_and_the_destination_of_a_migration_are_not_removed() {
+    let mut state = mirrored();
+    let remove =
+        |state: &State, number| Command::RemoveReplica { disk: DISK, ver: mirror(state).ver, replica: rid(number) };
+    own(&mut state, 1);
+    one(&mut state, Command::Prepare { instance: INSTANCE, migration: Uuid::from_u128(5), to: NodeId(2) }).unwrap();
+    let command = remove(&state, 2);
+    assert!(one(&mut state, command).is_err(), "a migration is about to use it");
+    one(&mut state, Command::Cancel { migration: Uuid::from_u128(5) }).unwrap();
+    let command = outdate(&state, &[1]);
+    one(&mut state, command).unwrap();
+    let command = remove(&state, 2);
+    assert!(one(&mut state, command).is_err(), "the primary is diskless");
 }
 
 /// A step of a random history; numbers choose among what there is.
