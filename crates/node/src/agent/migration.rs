@@ -1,65 +1,215 @@
 //! Live migration on this node: the source's and the destination's part (protocol, section 10).
 
-use jobs::agent::{InstanceSpec, LiveRun, Sending};
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use hypervisor::LiveState;
+use jobs::agent::{InstanceSpec, LiveRun, RunState, Sending};
 use model::{DiskId, InstanceId, RunId, Uuid};
+use network::{Netlink, steer, tap};
 use opcodes::Failure;
+use tokio::time::Instant;
 
-use super::Agent;
+use super::disks::Exporting;
+use super::{Agent, hypervisor_failed, mirror_failed, run_name};
+use crate::migration::{Records, judged};
 
-fn unbuilt() -> Failure {
-    Failure::failed("not built yet")
-}
+/// How long all disks of a guest may take to come to rest, or to serve the guest's new run.
+const DISKS: Duration = Duration::from_secs(30);
+/// How often a run is looked at that a daemon before this one was sending.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl Agent {
-    pub(super) async fn look_at_run(&self, _hypervisor: &str, _run: RunId) -> Result<Option<LiveRun>, Failure> {
-        Err(unbuilt())
+    /// What was noted of runs that are being sent.
+    pub(crate) fn records(&self) -> Records {
+        Records(self.config.run_dir.join("migrations"))
     }
 
+    async fn live_state(&self, hypervisor: &str, run: RunId) -> Result<Option<LiveState>, Failure> {
+        let name = run_name(run);
+        let found = self.hypervisor(hypervisor)?.list().await.into_iter().find(|running| running.run == name);
+        Ok(found.map(|running| running.state))
+    }
+
+    pub(super) async fn look_at_run(&self, hypervisor: &str, run: RunId) -> Result<Option<LiveRun>, Failure> {
+        let name = run_name(run);
+        let found = self.hypervisor(hypervisor)?.list().await.into_iter().find(|running| running.run == name);
+        Ok(found.map(|running| LiveRun { state: run_state(running.state), machine: running.machine }))
+    }
+
+    /// Makes the destination. A second call for the same run finds it made.
     pub(super) async fn receive(
         &self,
-        _spec: &InstanceSpec,
-        _run: RunId,
-        _migration: Uuid,
-        _machine: String,
+        spec: &InstanceSpec,
+        run: RunId,
+        migration: Uuid,
+        machine: String,
     ) -> Result<(), Failure> {
-        Err(unbuilt())
+        if self.live_state(&spec.hypervisor, run).await?.is_some() {
+            return Ok(());
+        }
+        let mut destination = self.machine(spec, run, Exporting::Standby).await?;
+        destination.machine = Some(machine);
+        if !destination.nics.is_empty() {
+            let net = Netlink::open().map_err(network_failed)?;
+            for index in (0u8..).take(destination.nics.len()) {
+                steer::hold(&net, &tap::name(&spec.id.to_string(), index)).await.map_err(network_failed)?;
+            }
+        }
+        tracing::info!(instance = spec.name, %run, %migration, "waits for the memory of a guest");
+        self.hypervisor(&spec.hypervisor)?.start_incoming(&destination).await.map(drop).map_err(hypervisor_failed)
     }
 
-    pub(super) async fn look_at_sending(
+    /// How far the sending is, when it has ended or after that time.
+    pub(crate) async fn look_at_sending(
         &self,
-        _hypervisor: &str,
-        _run: RunId,
-        _migration: Uuid,
-        _wait_ms: u64,
+        hypervisor: &str,
+        run: RunId,
+        migration: Uuid,
+        wait_ms: u64,
     ) -> Result<Sending, Failure> {
-        Err(unbuilt())
+        let within = Duration::from_millis(wait_ms);
+        if let Some(entry) = self.sends.find(run, migration) {
+            return Ok(entry.ended(within).await);
+        }
+        // A daemon before this one was at it. Its end was the end of the stream: QEMU finds out soon.
+        let deadline = Instant::now() + within;
+        loop {
+            let state = self.live_state(hypervisor, run).await?;
+            let sending = judged(state, self.records().read(run, migration));
+            if !matches!(sending, Sending::Active { .. }) || Instant::now() >= deadline {
+                return Ok(sending);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
-    pub(super) async fn quiesce(&self, _migration: Uuid, _disks: &[DiskId]) -> Result<(), Failure> {
-        Err(unbuilt())
+    pub(super) async fn quiesce(&self, migration: Uuid, disks: &[DiskId]) -> Result<(), Failure> {
+        if disks.is_empty() {
+            return Ok(());
+        }
+        let keeper = self.keeper()?;
+        let all = disks.iter().map(|disk| keeper.quiesce(*disk, migration, DISKS));
+        try_join_all(all).await.map(drop).map_err(mirror_failed)
     }
 
-    pub(super) async fn take_frames(&self, _id: InstanceId, _macs: &[String]) -> Result<(), Failure> {
-        Err(unbuilt())
+    pub(super) async fn take_frames(&self, id: InstanceId, macs: &[String]) -> Result<(), Failure> {
+        let net = Netlink::open().map_err(network_failed)?;
+        let instance = id.to_string();
+        let here = tap::list(&net).await.map_err(network_failed)?;
+        for (index, mac) in (0u8..).zip(macs) {
+            let name = tap::name(&instance, index);
+            // A hypervisor without a network has none.
+            if !here.iter().any(|tap| tap.name == name) {
+                continue;
+            }
+            let mac = hardware_address(mac).ok_or_else(|| {
+                Failure::failed(format!("'{mac}' is no hardware address: its frames can't be directed"))
+            })?;
+            steer::take(&net, &name, mac).await.map_err(network_failed)?;
+        }
+        Ok(())
     }
 
+    /// The guest goes on here: its disks are this node's now.
     pub(super) async fn go_on(
         &self,
-        _hypervisor: &str,
-        _run: RunId,
-        _disks: &[DiskId],
-        _paused: bool,
+        hypervisor: &str,
+        run: RunId,
+        disks: &[DiskId],
+        paused: bool,
     ) -> Result<(), Failure> {
-        Err(unbuilt())
+        let begun = Instant::now();
+        if !disks.is_empty() {
+            let keeper = self.keeper()?;
+            let all = disks.iter().map(|disk| keeper.serving(*disk, run, DISKS));
+            try_join_all(all).await.map_err(mirror_failed)?;
+        }
+        tracing::debug!(%run, elapsed = ?begun.elapsed(), "the disks serve the guest");
+        let (driver, name) = (self.hypervisor(hypervisor)?, run_name(run));
+        if !paused {
+            driver.resume(&name).await.map_err(hypervisor_failed)?;
+        }
+        tracing::debug!(%run, elapsed = ?begun.elapsed(), "the guest goes on");
+        if let Err(error) = driver.announce(&name).await {
+            // Switches learn from what it sends itself, too.
+            tracing::warn!(%run, error = crate::chain(&error), "the guest's new place could not be announced");
+        }
+        Ok(())
     }
 
+    /// The guest goes on where it was. A migration that has not begun does not begin any more.
     pub(super) async fn stay(
         &self,
-        _hypervisor: &str,
-        _run: RunId,
-        _migration: Uuid,
-        _disks: &[DiskId],
+        hypervisor: &str,
+        run: RunId,
+        migration: Uuid,
+        disks: &[DiskId],
     ) -> Result<(), Failure> {
-        Err(unbuilt())
+        let (driver, name) = (self.hypervisor(hypervisor)?, run_name(run));
+        match self.sends.cancel(driver.as_ref(), run, migration).await {
+            Ok(()) | Err(hypervisor::Error::NoSuchRun { .. }) => {}
+            Err(error) => return Err(hypervisor_failed(error)),
+        }
+        if !disks.is_empty() {
+            let keeper = self.keeper()?;
+            let all = disks.iter().map(|disk| keeper.resume(*disk, migration));
+            let resumed = try_join_all(all).await;
+            // Without its guest, what is to be done with the disks is another's order.
+            if self.live_state(hypervisor, run).await?.is_some() {
+                resumed.map_err(mirror_failed)?;
+            }
+        }
+        let goes_on = match self.live_state(hypervisor, run).await? {
+            None => return Ok(()),
+            Some(LiveState::PostMigrate) => self.records().read(run, migration).is_none_or(|record| !record.paused),
+            Some(LiveState::Paused) => self.records().read(run, migration).is_some_and(|record| !record.paused),
+            Some(_) => false,
+        };
+        if goes_on {
+            match driver.resume(&name).await {
+                Ok(()) | Err(hypervisor::Error::NoSuchRun { .. }) => {}
+                Err(error) => return Err(hypervisor_failed(error)),
+            }
+        }
+        // Its frames may have been turned to the destination already.
+        if let Err(error) = driver.announce(&name).await {
+            tracing::warn!(%run, error = crate::chain(&error), "the guest's place could not be announced");
+        }
+        Ok(())
+    }
+}
+
+fn run_state(state: LiveState) -> RunState {
+    match state {
+        LiveState::Running => RunState::Running,
+        LiveState::Paused | LiveState::IoError => RunState::Paused,
+        LiveState::Migrating => RunState::Migrating,
+        LiveState::PostMigrate => RunState::PostMigrate,
+        LiveState::Incoming => RunState::Incoming,
+        LiveState::Shutdown | LiveState::Crashed => RunState::Ending,
+    }
+}
+
+/// `aa:00:00:fa:3a:3f`.
+fn hardware_address(text: &str) -> Option<[u8; 6]> {
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    bytes.ok()?.try_into().ok()
+}
+
+fn network_failed(error: network::Error) -> Failure {
+    Failure::failed(crate::chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hardware_address;
+
+    #[test]
+    fn hardware_addresses_are_read() {
+        assert_eq!(hardware_address("aa:00:00:fA:3a:3f"), Some([0xaa, 0, 0, 0xfa, 0x3a, 0x3f]));
+        for bad in ["", "aa:00:00:fa:3a", "aa:00:00:fa:3a:3f:00", "aa:00:00:fa:3a:3x", "aa:00:00:fa:3a:333"] {
+            assert_eq!(hardware_address(bad), None, "{bad}");
+        }
     }
 }
