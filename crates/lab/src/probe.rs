@@ -157,16 +157,32 @@ impl History {
 
     /// What is wrong, if anything: the guest has booted meanwhile, or has forgotten what it had answered.
     pub fn broken(&self) -> Option<String> {
-        self.0.windows(2).find_map(|pair| {
-            let (before, after) = (&pair[0], &pair[1]);
-            if before.boot != after.boot {
-                return Some(format!("the guest has booted: boot id {} became {}", before.boot, after.boot));
-            }
-            // One number is given to one client only, so the next one has to be higher.
-            (after.counter <= before.counter).then(|| {
-                format!("the guest has lost what it had synced: {} came after {}", after.counter, before.counter)
-            })
+        let booted = self.0.windows(2).find(|pair| pair[0].boot != pair[1].boot);
+        booted
+            .map(|pair| format!("the guest has booted: boot id {} became {}", pair[0].boot, pair[1].boot))
+            .or_else(|| self.forgotten())
+    }
+
+    /// What the guest has forgotten of what it had answered, if anything; it may have booted meanwhile.
+    pub fn forgotten(&self) -> Option<String> {
+        // One number is given to one client only, so the next one has to be higher.
+        let back = self.0.windows(2).find(|pair| pair[1].counter <= pair[0].counter);
+        back.map(|pair| {
+            format!("the guest has lost what it had synced: {} came after {}", pair[1].counter, pair[0].counter)
         })
+    }
+
+    /// How many of the numbers that were answered are not on the guest's disk, by what `cardume-guest check` says of it.
+    /// Numbers that are older than its journal is long are not counted.
+    pub fn missing(&self, check: &str) -> Option<usize> {
+        let value = |name: &str| check.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let last: u64 = value("last=")?.parse().ok()?;
+        let holes = match value("holes=")? {
+            "none" => Vec::new(),
+            holes => holes.split(',').map(str::parse).collect::<Result<Vec<u64>, _>>().ok()?,
+        };
+        let is_missing = |answer: &&Answer| answer.counter > last || holes.contains(&answer.counter);
+        Some(self.0.iter().filter(is_missing).count())
     }
 }
 
@@ -244,5 +260,16 @@ mod tests {
     fn boots_and_losses_are_noticed() {
         assert!(history(&[(0, "a", 7), (10, "b", 8)]).broken().unwrap().contains("booted"));
         assert!(history(&[(0, "a", 7), (10, "a", 7)]).broken().unwrap().contains("lost"));
+        assert_eq!(history(&[(0, "a", 7), (10, "b", 8)]).forgotten(), None);
+        assert!(history(&[(0, "a", 7), (10, "b", 6)]).forgotten().unwrap().contains("6 came after 7"));
+    }
+
+    #[test]
+    fn what_is_not_on_disk_is_counted() {
+        let seen = history(&[(0, "a", 7), (10, "a", 8), (20, "a", 9)]);
+        let missing = |check| seen.missing(check);
+        assert_eq!(missing("last=9 boot_id=a records=9 torn=0 holes=none"), Some(0));
+        assert_eq!(missing("last=8 boot_id=a records=7 torn=1 holes=3,7"), Some(2));
+        assert_eq!(missing("no such program"), None);
     }
 }

@@ -12,15 +12,19 @@ use serde::Serialize;
 pub(super) type Figures = BTreeMap<&'static str, f64>;
 
 /// Where the thesis shows a step, and how long it took there, as far as its figure tells.
-const THESIS: [(&str, &str); 10] = [
+const THESIS: [(&str, &str); 14] = [
     ("init", "figure 9"),
     ("info", "figure 9"),
     ("verify", "figure 10: 3 s"),
     ("instance-add", "figure 11: 7 s, then 86 s to mirror the disk"),
-    ("list", "figures 13 and 14"),
+    ("disk-status", "figure 12"),
+    ("list", "figures 13, 14 and 18"),
     ("startup", "figure 14"),
     ("console", "figure 15"),
+    ("migrate", "figures 17 and 19: 38 s, about 4 pings lost"),
+    ("node-failover", "figure 20: about 4 minutes, down meanwhile"),
     ("master-failover", "figure 21"),
+    ("node-restart", "figure 22"),
     ("node-add", "section 5.1"),
     ("shutdown", "section 5.4"),
 ];
@@ -148,7 +152,10 @@ impl Report {
             "\nTimes are those of this run. A step's time is that of all its commands and of the waiting for what they \
              cause. `create_ms` is the time of the command, `first_ping_ms` that from typing the command to the guest's \
              first answer to a ping, `gap_ms` the longest time between two answers of the guest's service, which is \
-             asked every 10 ms. What the thesis shows was measured on other machines, with Ganeti, Xen and DRBD.\n",
+             asked every 10 ms. `total_ms` is the time of the \
+             command that moves a guest, `downtime_ms` for how long it stood still, as QEMU says; `longest_gap_ms` is the \
+             longest time between two answers to a ping every 10 ms, `lost` how many of the numbers that the guest had \
+             acknowledged (`acked`) are not on its disk. What the thesis shows was measured on other machines, with Ganeti, Xen and DRBD.\n",
         );
         text.push_str(transcript);
         text

@@ -1,5 +1,7 @@
 //! The steps. Each is what an administrator does, and what must be true afterwards.
 
+mod moves;
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -47,28 +49,41 @@ impl<'a> Scenario<'a> {
 
     /// Plays it to its end, or to the first step after which something is not as it must be.
     pub fn play(&mut self, keep: bool) -> anyhow::Result<()> {
-        let steps: [(&str, &str, Step<'a>); 13] = [
+        let steps: [(&str, &str, Step<'a>); 17] = [
             ("init", "make a cluster (figure 9)", Self::init),
             ("info", "look at its configuration (figure 9)", Self::info),
             ("verify", "check it (figure 10)", Self::verify),
             ("node-add", "add the second node, and a witness that only votes (section 5.1)", Self::node_add),
             ("verify", "check it again, with all nodes (figure 10)", Self::verify),
             ("instance-add", "make three instances (figure 11)", Self::instance_add),
+            ("disk-status", "each disk on both nodes (figure 12)", Self::disk_status),
             ("list", "two run, vm3 was not started (figure 13)", Self::list_one_down),
             ("startup", "start vm3 (figure 14)", Self::startup),
             ("list", "all three run (figure 14)", Self::list_all_run),
             ("console", "look into vm1 (figure 15)", Self::console),
             ("daemon-restart", "kill the daemon under vm1; the guest must not notice", Self::daemon_restart),
+            (
+                "migrate",
+                "move vm2 to node02 while it runs; its users must not notice (figures 17 and 19)",
+                Self::migrate,
+            ),
+            ("list", "vm2 runs on node02 (figure 18)", Self::list_one_moved),
+            (
+                "node-failover",
+                "move all of node01 to node02, by stopping and starting (figure 20)",
+                Self::node_failover,
+            ),
             ("master-failover", "make node02 the master (figure 21)", Self::master_failover),
             ("getmaster", "who is the master now?", Self::getmaster),
         ];
-        let rest: [(&str, &str, Step<'a>); 4] = [
+        let rest: [(&str, &str, Step<'a>); 5] = [
             ("redist-conf", "every node has the newest configuration", Self::redist_conf),
+            ("node-restart", "switch node01 off and on; it comes back by itself (figure 22)", Self::node_restart),
             ("shutdown", "stop the instances (section 5.4)", Self::shutdown),
             ("remove", "remove them with their disks", Self::remove),
             ("destroy", "take the cluster apart", Self::destroy),
         ];
-        let rest = if keep { &rest[..1] } else { &rest };
+        let rest = if keep { &rest[..2] } else { &rest };
         for (name, about, step) in steps.iter().chain(rest) {
             self.screen.heading(name, about);
             let begun = Instant::now();
@@ -138,7 +153,8 @@ impl<'a> Scenario<'a> {
     }
 
     fn instance_add(&mut self) -> anyhow::Result<Figures> {
-        let refused = "gnt-instance add -t file --disk 0:size=10g -B memory=256 -o debootstrap+default -n node01 vm3";
+        let refused =
+            "gnt-instance add -t drbd --disk 0:size=10g -B memory=256 -o debootstrap+default -n node01:node02 vm3";
         let refused = self.on("node01", refused)?.ended_with(1)?;
         refused.says("error type: wrong_input")?.says("Directory for OS debootstrap not found in search path")?;
 
@@ -173,19 +189,30 @@ impl<'a> Scenario<'a> {
     }
 
     fn list_one_down(&mut self) -> anyhow::Result<Figures> {
-        self.list(&[(&VM1, "running", "256M"), (&VM2, "running", "128M"), (&VM3, "ADMIN_down", "-")])
+        let running = |guest, memory| (guest, "node01", "running", memory);
+        self.list(&[running(&VM1, "256M"), running(&VM2, "128M"), (&VM3, "node01", "ADMIN_down", "-")])
     }
 
     fn list_all_run(&mut self) -> anyhow::Result<Figures> {
-        self.list(&[(&VM1, "running", "256M"), (&VM2, "running", "128M"), (&VM3, "running", "80M")])
+        self.list_running(["node01", "node01", "node01"])
     }
 
-    fn list(&mut self, wanted: &[(&Guest, &str, &str)]) -> anyhow::Result<Figures> {
+    fn list_one_moved(&mut self) -> anyhow::Result<Figures> {
+        self.list_running(["node01", "node02", "node01"])
+    }
+
+    /// All three run, on these nodes.
+    fn list_running(&mut self, [vm1, vm2, vm3]: [&str; 3]) -> anyhow::Result<Figures> {
+        let running = |guest, node, memory| (guest, node, "running", memory);
+        self.list(&[running(&VM1, vm1, "256M"), running(&VM2, vm2, "128M"), running(&VM3, vm3, "80M")])
+    }
+
+    fn list(&mut self, wanted: &[(&Guest, &str, &str, &str)]) -> anyhow::Result<Figures> {
         let list = self.on("node01", "gnt-instance list")?.succeeded()?;
         let rows: Vec<Vec<&str>> = list.text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
         let wanted: Vec<Vec<&str>> = wanted
             .iter()
-            .map(|(guest, status, memory)| vec![guest.name, "kvm", "busybox+default", "node01", status, memory])
+            .map(|(guest, node, status, memory)| vec![guest.name, "kvm", "busybox+default", node, status, memory])
             .collect();
         ensure!(rows == wanted, "the list should be {wanted:?}");
         Ok(Figures::from([("wall_ms", ms(list.elapsed))]))
@@ -201,20 +228,33 @@ impl<'a> Scenario<'a> {
     }
 
     fn console(&mut self) -> anyhow::Result<Figures> {
-        let node = self.node("node01")?;
-        let mut console = self.screen.type_in(&node, "gnt-instance console vm1")?;
-        console.until("Connected to the console of vm1")?;
+        let (table, took) = self.in_console("node01", &VM1, "df", "Filesystem")?;
+        ensure!(table.lines().any(|line| line.trim_end().ends_with(" /")), "df shows no root file system");
+        Ok(Figures::from([("ms", ms(took))]))
+    }
+
+    /// Types a command into a guest's console, and leaves that again. Returns what it says from `begin` on, and how long
+    /// all that took.
+    fn in_console(
+        &mut self,
+        node: &str,
+        guest: &Guest,
+        command: &str,
+        begin: &str,
+    ) -> anyhow::Result<(String, Duration)> {
+        let node = self.node(node)?;
+        let prompt = format!("root@{}:", guest.name);
+        let mut console = self.screen.type_in(&node, &format!("gnt-instance console {}", guest.name))?;
+        console.until(&format!("Connected to the console of {}", guest.name))?;
         console.keys(b"\n")?;
-        console.until("root@vm1:")?;
-        console.keys(b"df\n")?;
-        console.until("Filesystem")?;
-        let table = console.until("root@vm1:")?;
+        console.until(&prompt)?;
+        console.keys(format!("{command}\n").as_bytes())?;
+        console.until(begin)?;
+        let said = console.until(&prompt)?;
         console.until("# ")?;
         // ^]
         console.keys(b"\x1d")?;
-        let console = console.finish()?.succeeded()?;
-        ensure!(table.lines().any(|line| line.trim_end().ends_with(" /")), "df shows no root file system");
-        Ok(Figures::from([("ms", ms(console.elapsed))]))
+        Ok((said, console.finish()?.succeeded()?.elapsed))
     }
 
     fn daemon_restart(&mut self) -> anyhow::Result<Figures> {
@@ -332,7 +372,7 @@ impl<'a> Scenario<'a> {
 
 fn add_line(guest: &Guest) -> String {
     format!(
-        "gnt-instance add -t file --disk 0:size={} -B memory={} -o busybox+default -n node01 --net 0:ip={}",
+        "gnt-instance add -t drbd --disk 0:size={} -B memory={} -o busybox+default -n node01:node02 --net 0:ip={}",
         guest.disk, guest.memory, guest.address
     )
 }
