@@ -45,6 +45,12 @@ const INSTANCE: &[FieldDef] = &[
     def("disk.sizes", "Disk_sizes", Other, "Size of each disk, in MiB"),
     def("disk_template", "Disk_template", Text, "How its disks are stored"),
     def("disk_usage", "DiskUsage", Unit, "Space that its disks may take on each of its nodes"),
+    def(
+        "disks_active",
+        "DisksActive",
+        Bool,
+        "Whether its disks are in use: by the guest, or shown on its primary node",
+    ),
     def("hvparams", "HypervisorParameters", Other, "Hypervisor parameters that hold, defaults included"),
     def("hypervisor", "Hypervisor", Text, "Hypervisor that runs it"),
     def("ip", "NicIP/0", Text, "Address of the first network interface"),

@@ -64,7 +64,13 @@ impl Paint {
 pub(super) fn picture(disk: &DiskReport, paint: Paint) -> String {
     let mut text = header(disk, paint);
     text.push('\n');
-    let in_sync = if disk.in_sync.is_empty() { "none".to_owned() } else { disk.in_sync.join(", ") };
+    let members = disk
+        .replicas
+        .iter()
+        .map(|replica| replica.node.as_str())
+        .filter(|node| disk.in_sync.iter().any(|it| it == node));
+    let members: Vec<&str> = members.collect();
+    let in_sync = if members.is_empty() { "none".to_owned() } else { members.join(", ") };
     // Writing to a string doesn't fail.
     let _ = writeln!(text, "  epoch {}  version {}  mode {}  in sync: {in_sync}", disk.epoch, disk.version, disk.mode);
     let width = disk.replicas.iter().map(|replica| replica.node.chars().count()).max().unwrap_or(0);

@@ -14,6 +14,11 @@ pub fn all(state: &State) -> Vec<(String, &Instance)> {
     state.instances.values().map(|instance| (instance.name.clone(), instance)).collect()
 }
 
+/// The nodes that may have its guest.
+pub fn homes(instance: &Instance) -> impl Iterator<Item = NodeId> + '_ {
+    std::iter::once(instance.primary).chain(instance.secondaries.iter().copied())
+}
+
 /// Whether only the node of an instance knows what that column shows.
 pub fn is_live(field: &str) -> bool {
     matches!(field, "status" | "oper_state" | "oper_ram" | "oper_vcpus")
@@ -62,7 +67,9 @@ impl<'a> Runs<'a> {
         let known = self.0.get(instance.name.as_str()).map_or(&[][..], Vec::as_slice);
         let serving = || known.iter().filter(|(_, run)| !matches!(run.state.as_str(), "shutdown" | "crashed"));
         let own = serving().find(|(node, run)| *node == instance.primary && instance.run == Some(run.run));
-        let other = || serving().find(|(node, _)| *node != instance.primary);
+        // What waits for a migration's end on the other node does not run yet.
+        let awaited = instance.migration.map(|migration| migration.run);
+        let other = || serving().find(|(node, run)| *node != instance.primary && Some(run.run) != awaited);
         match (own, other()) {
             (Some((_, run)), _) => Sighting::Running(run),
             (None, Some((node, run))) => Sighting::Elsewhere(*node, run),
@@ -148,6 +155,7 @@ pub fn cell(state: &State, live: &Live, runs: &Runs<'_>, instance: &Instance, fi
         "disk.count" => Cell::value(instance.disks.len()),
         "disk.sizes" => list(instance.disks.iter().map(|disk| disk.size_mib)),
         "disk_usage" => Cell::value(instance.disks.iter().map(|disk| disk.size_mib).sum::<u64>()),
+        "disks_active" => Cell::value(!instance.disks.is_empty() && instance.run.is_some()),
         "nic.count" => Cell::value(instance.nics.len()),
         "mac" => first_nic(mac),
         "nic.macs" => nics(mac),
@@ -245,6 +253,70 @@ mod tests {
             .0,
             "running"
         );
+    }
+
+    #[test]
+    fn a_migration_is_running_until_it_is_over_and_then_as_well() {
+        let migration = model::Migration {
+            id: model::Uuid::from_u128(5),
+            to: model::NodeLife { node: NodeId(2), life: model::Life(1) },
+            run: RunId(77),
+        };
+        let incoming = |live: &mut Live| {
+            let mut run = runs_of(live, 1)[0].clone();
+            (run.run, run.state) = (RunId(77), "inmigrate".into());
+            runs_of(live, 2).push(run);
+        };
+        let at = |source: &'static str, handed_over: bool, gone: bool| {
+            status_of(|state, live| {
+                incoming(live);
+                runs_of(live, 1)[0].state = source.into();
+                if gone {
+                    runs_of(live, 1).clear();
+                }
+                let vm1 = vm1(state);
+                if handed_over {
+                    (vm1.primary, vm1.run) = (NodeId(2), Some(RunId(77)));
+                } else {
+                    vm1.migration = Some(migration);
+                }
+            })
+            .0
+        };
+        assert_eq!(at("running", false, false), "running");
+        assert_eq!(at("postmigrate", false, false), "running");
+        // handed over, the old process not yet ended
+        assert_eq!(at("postmigrate", true, false), "running");
+        assert_eq!(at("running", true, true), "running");
+        // what the destination holds can't run before it is handed over
+        assert_eq!(at("running", false, true), "ERROR_down");
+    }
+
+    #[test]
+    fn disks_that_are_shown_on_the_node_make_no_running_instance() {
+        let mut state = testing::cluster();
+        let id = state.instance_by_name("vm5").unwrap().id;
+        let live = testing::live(&state);
+        let shown = |state: &State| {
+            let mut live = live.clone();
+            runs_of(&mut live, 1).retain(|run| run.instance != "vm5");
+            let at = |field| cell(state, &live, &Runs::new(&live), &state.instances[&id], field).1;
+            (at("status"), at("disks_active"))
+        };
+        assert_eq!(shown(&state), (json!("ADMIN_down"), json!(false)));
+        state.instances.get_mut(&id).unwrap().run = Some(RunId(70));
+        assert_eq!(shown(&state), (json!("ADMIN_down"), json!(true)));
+    }
+
+    #[test]
+    fn a_mirrored_instance_names_its_secondary_node() {
+        let state = testing::cluster();
+        let live = Live::default();
+        let vm5 = state.instance_by_name("vm5").unwrap();
+        let at = |field| cell(&state, &live, &Runs::new(&live), vm5, field);
+        assert_eq!(at("disk_template"), Cell::value("drbd"));
+        assert_eq!(at("pnode"), Cell::value("node01"));
+        assert_eq!(at("snodes"), Cell::value(json!(["node02"])));
     }
 
     #[test]

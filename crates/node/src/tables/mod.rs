@@ -87,7 +87,7 @@ pub fn nodes_to_ask(state: &State, query: &Query) -> BTreeSet<NodeId> {
     let wanted: BTreeSet<NodeId> = match query.what {
         // A name that is not known is refused when the table is made.
         Resource::Instance => select("Instance", names, instance::all(state))
-            .map(|chosen| chosen.into_iter().map(|instance| instance.primary).collect())
+            .map(|chosen| chosen.into_iter().flat_map(instance::homes).collect())
             .unwrap_or_default(),
         Resource::Node => select("Node", names, node::all(state))
             .map(|chosen| chosen.into_iter().map(|(id, _)| id).collect())
@@ -191,8 +191,9 @@ mod tests {
         assert!(ask(&query(Resource::Instance, &["name", "os", "pnode"], None)).is_empty());
         assert!(ask(&query(Resource::Node, &["name", "role", "pinst_cnt"], None)).is_empty());
         assert!(ask(&query(Resource::Job, &["id", "status"], None)).is_empty());
-        // the primary nodes of the chosen instances
+        // the nodes of the chosen instances: a guest may be on the secondary one, where it should not be
         assert_eq!(ask(&query(Resource::Instance, &["status"], Some(&["vm1"]))), [1]);
+        assert_eq!(ask(&query(Resource::Instance, &["status"], Some(&["vm5"]))), [1, 2]);
         assert_eq!(ask(&query(Resource::Instance, &["status"], Some(&["vm*"]))), [1, 2]);
         // node 3 is a witness, node 4 is marked offline
         assert_eq!(ask(&query(Resource::Node, &["mfree"], None)), [1, 2]);
@@ -210,7 +211,7 @@ mod tests {
             let table = table(&state, &Live::default(), &query(Resource::Instance, &["name"], asked))?;
             Ok(table.data.iter().map(|row| row[0].1.as_str().unwrap().to_owned()).collect::<Vec<_>>())
         };
-        assert_eq!(names(None), Ok(vec!["vm1".into(), "vm2".into(), "vm3".into(), "vm10".into()]));
+        assert_eq!(names(None), Ok(vec!["vm1".into(), "vm2".into(), "vm3".into(), "vm5".into(), "vm10".into()]));
         assert_eq!(names(Some(&["vm10", "vm2"])), Ok(vec!["vm10".into(), "vm2".into()]));
         assert_eq!(names(Some(&["vm1?", "vm1", "vm10"])), Ok(vec!["vm10".into(), "vm1".into()]));
         assert_eq!(names(Some(&["nosuch*"])), Ok(vec![]));

@@ -113,9 +113,11 @@ mod tests {
         assert_eq!(at(2, "mtotal"), Cell::empty(CellState::NoData));
         assert_eq!(at(3, "mtotal"), Cell::empty(CellState::Unavailable));
         assert_eq!(at(4, "mtotal"), Cell::empty(CellState::Offline));
-        assert_eq!(at(1, "pinst_list"), Cell::value(json!(["vm1", "vm2", "vm10"])));
+        assert_eq!(at(1, "pinst_list"), Cell::value(json!(["vm1", "vm2", "vm5", "vm10"])));
         assert_eq!(at(2, "pinst_cnt"), Cell::value(1));
-        assert_eq!(at(2, "sinst_cnt"), Cell::value(0));
+        assert_eq!(at(2, "sinst_cnt"), Cell::value(1));
+        assert_eq!(at(2, "sinst_list"), Cell::value(json!(["vm5"])));
+        assert_eq!(at(1, "sinst_cnt"), Cell::value(0));
         let roles: Vec<_> = (1..=4).map(|id| at(id, "role").1).collect();
         assert_eq!(roles, ["M", "C", "R", "O"]);
         assert_eq!(at(1, "master"), Cell::value(true));

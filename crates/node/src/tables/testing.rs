@@ -1,12 +1,14 @@
 //! A small cluster for tests: node01 is the master, node02 a candidate, node03 a witness, node04 marked offline; vm1 runs on
-//! node01, vm3 on node02; vm2 (stopped) and vm10 (being made) are node01's.
+//! node01, vm3 on node02; vm2 (stopped) and vm10 (being made) are node01's;
+//! vm5 (stopped) is mirrored, from node01 to node02.
 
 use std::net::Ipv4Addr;
 
 use jobs::agent::{Facts, LiveInstance, SystemInfo};
 use model::{
     AdminState, Applied, Cluster, Command, Disk, DiskAccess, DiskId, DiskTemplate, Instance, InstanceId, JobId, Life,
-    NewJob, NewNode, Nic, NodeChange, NodeId, ParamValue, Params, Proposal, Provision, State, Timestamp, Uuid,
+    Mirror, MirrorMode, NewJob, NewNode, Nic, NodeChange, NodeId, ParamValue, Params, Proposal, Provision, ReplicaId,
+    State, Timestamp, Uuid,
 };
 use opcodes::Opcode;
 use opcodes::op::TestDelay;
@@ -81,6 +83,11 @@ fn instance(number: u64, primary: u64, mib: i64, disk_mib: u64) -> Instance {
     }
 }
 
+/// The replica of vm5's disk on a node.
+pub fn replica(node: u8) -> ReplicaId {
+    ReplicaId(Uuid::from_u128(0x5000 + u128::from(node)))
+}
+
 /// The cluster.
 pub fn cluster() -> State {
     let mut state = State::default();
@@ -145,6 +152,12 @@ pub fn cluster() -> State {
         let job = NewJob { ops: ops.collect(), priority: 0, depends: Vec::new(), user: "root".into() };
         run(&mut state, Command::SubmitJob(job));
     }
+    let mut mirrored = instance(5, 1, 64, 4096);
+    mirrored.disk_template = DiskTemplate::Drbd;
+    mirrored.secondaries = vec![NodeId(2)];
+    let replicas = [1, 2].map(|node| (replica(node), NodeId(u64::from(node)), format!("boot{node}")));
+    mirrored.disks[0].mirror = Some(Mirror::new(MirrorMode::Strict, replicas));
+    run(&mut state, Command::AddInstance(Box::new(mirrored)));
     let id = state.instance_by_name("vm10").unwrap().id;
     state.instances.get_mut(&id).unwrap().provision = Provision::Creating(JobId(12));
     state

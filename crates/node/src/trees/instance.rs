@@ -1,11 +1,11 @@
 //! `gnt-instance info`.
 
-use model::{Disk, DiskAccess, Instance, Nic, NodeId, State};
+use model::{Disk, DiskAccess, Instance, Mirror, MirrorMode, MirrorReplica, Nic, NodeId, State};
 use opcodes::Failure;
 use opcodes::format::{Units, size};
 use opcodes::wire::Tree;
 
-use super::{entry, inherited, time, under};
+use super::{entry, inherited, line_or_none, time, under};
 use crate::tables::{self, Live, Runs, Sighting};
 
 /// What `gnt-instance info` shows of the instances that are named, in that order; of all without names. `is_static`: only
@@ -132,20 +132,59 @@ fn disk(state: &State, instance: &Instance, index: usize, disk: &Disk, live: boo
         DiskAccess::Ro => "ro",
     };
     let size = size(disk.size_mib as f64, Units::Human);
-    let folder = state.cluster.as_ref().map_or("", |cluster| cluster.file_storage_dir.as_str());
-    let path = format!("{folder}/{}/{}.file.disk{index}", instance.name, disk.id);
     let mut entries = vec![
         entry(&format!("disk/{index}"), format_args!("{}, size {size}", instance.disk_template)),
         entry("access mode", access),
-        entry("logical_id", format_args!("['file', '{path}']")),
     ];
-    if live {
-        // A file has no device number.
-        entries.push(entry("on primary", format_args!("{path} (N/A:N/A)")));
+    match &disk.mirror {
+        Some(mirror) => entries.extend(mirrored(state, instance, mirror, live)),
+        None => {
+            let folder = state.cluster.as_ref().map_or("", |cluster| cluster.file_storage_dir.as_str());
+            let path = format!("{folder}/{}/{}.file.disk{index}", instance.name, disk.id);
+            entries.push(entry("logical_id", format_args!("['file', '{path}']")));
+            if live {
+                // A file has no device number.
+                entries.push(entry("on primary", format_args!("{path} (N/A:N/A)")));
+            }
+        }
     }
     entries.push(entry("name", disk.name.as_deref().unwrap_or("None")));
     entries.push(entry("UUID", disk.id));
     Tree::Map(entries)
+}
+
+/// What the cluster has agreed on about a mirrored disk. Progress of a resync is not here: `cardume disk status` asks the
+/// nodes for it.
+fn mirrored(state: &State, instance: &Instance, mirror: &Mirror, live: bool) -> Vec<(String, Tree)> {
+    let mut replicas: Vec<&MirrorReplica> = mirror.replicas.values().collect();
+    replicas.sort_by_key(|replica| (replica.node != instance.primary, replica.slot));
+    let mut entries: Vec<_> = ["nodeA", "nodeB", "nodeC"]
+        .iter()
+        .zip(&replicas)
+        .map(|(key, replica)| entry(key, format_args!("{}, slot={}", state.node_name(replica.node), replica.slot)))
+        .collect();
+    let mode = match mirror.mode {
+        MirrorMode::Strict => "strict",
+        MirrorMode::Manual => "manual",
+    };
+    let members: Vec<String> =
+        replicas.iter().filter(|it| it.member.is_some()).map(|it| state.node_name(it.node)).collect();
+    entries.push(entry("mode", mode));
+    entries.push(entry("epoch", mirror.epoch));
+    entries.push(entry("version", mirror.ver));
+    entries.push(entry("in sync", line_or_none(members.iter().map(String::as_str))));
+    if live {
+        for replica in replicas {
+            let key = if replica.node == instance.primary { "on primary" } else { "on secondary" };
+            let active = if mirror.primary.is_some() { "active" } else { "not active" };
+            let status = match replica.member {
+                Some(_) => "in sync, status ok",
+                None => "not in sync, status *DEGRADED*",
+            };
+            entries.push(entry(key, format_args!("{active}, {status}")));
+        }
+    }
+    entries
 }
 
 #[cfg(test)]
@@ -230,6 +269,42 @@ mod tests {
     }
 
     #[test]
+    fn a_mirrored_disk_is_shown_with_what_the_cluster_has_agreed_on() {
+        let mut state = testing::cluster();
+        let disk = |state: &State, is_static: bool| {
+            let text = shown(state, &testing::live(state), &["vm5"], is_static).unwrap();
+            yaml::check(&text);
+            assert!(text.contains("    - secondaries: node02 (group default, group UUID "), "{text}");
+            text.split_once("  Disks: \n").unwrap().1.to_owned()
+        };
+        let healthy = [
+            "    - disk/0: drbd, size 4.0G",
+            "      access mode: rw",
+            "      nodeA: node01, slot=0",
+            "      nodeB: node02, slot=1",
+            "      mode: strict",
+            "      epoch: 1.0",
+            "      version: 1.1",
+            "      in sync: node01, node02",
+            "      on primary: not active, in sync, status ok",
+            "      on secondary: not active, in sync, status ok",
+            "      name: None",
+            "      UUID: 00000000-0000-0002-0000-000000000005",
+            "",
+        ];
+        assert_eq!(disk(&state, false), healthy.join("\n"));
+        assert!(!disk(&state, true).contains("on primary"));
+        let id = state.instance_by_name("vm5").unwrap().id;
+        let instance = state.instances.get_mut(&id).unwrap();
+        let mirror = instance.disks[0].mirror.as_mut().unwrap();
+        mirror.primary = Some(model::NodeLife { node: NodeId(1), life: model::Life(1) });
+        mirror.replicas.get_mut(&testing::replica(2)).unwrap().member = None;
+        let text = disk(&state, false);
+        assert!(text.contains("      in sync: node01\n      on primary: active, in sync, status ok\n"), "{text}");
+        assert!(text.contains("      on secondary: active, not in sync, status *DEGRADED*\n"), "{text}");
+    }
+
+    #[test]
     fn static_information_has_nothing_of_what_nodes_say() {
         let state = testing::cluster();
         let text = shown(&state, &Live::default(), &["vm1"], true).unwrap();
@@ -276,7 +351,7 @@ mod tests {
         let state = testing::cluster();
         let text = shown(&state, &Live::default(), &[], true).unwrap();
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("- Instance name: ")).collect();
-        assert_eq!(names, ["vm1", "vm2", "vm3", "vm10"]);
+        assert_eq!(names, ["vm1", "vm2", "vm3", "vm5", "vm10"]);
         let unknown = shown(&state, &Live::default(), &["vm9"], true);
         assert_eq!(unknown, Err(Failure::unknown("Instance", "vm9")));
     }

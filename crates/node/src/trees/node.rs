@@ -73,6 +73,7 @@ mod tests {
                 "  primary for instances: ",
                 "    - vm1",
                 "    - vm2",
+                "    - vm5",
                 "    - vm10",
                 "  secondary for instances: ",
                 "",
