@@ -12,10 +12,10 @@ use opcodes::op::{InstanceCreate, NicRequest};
 use opcodes::{ErrorCode, Failure};
 use serde_json::Value;
 
-use super::instance::{start, unexpected};
+use super::instance::start;
 use super::spec::{disks, spec};
-use super::{find_node, wrong_input, wrong_state};
-use crate::agent::{Call, Reply};
+use super::{attachment, find_node, mirrors, wrong_input, wrong_state};
+use crate::agent::Call;
 use crate::context::{Context, Halt};
 
 /// Longest run of an operating system's scripts: a day, as in Ganeti.
@@ -57,17 +57,17 @@ async fn build(ctx: &Context, op: &InstanceCreate, instance: &Instance) -> Resul
     }
     ctx.say("* creating instance disks...").await?;
     for disk in disks(&ctx.state(), instance) {
-        let name = format!("disk-{}", disk.index);
-        ctx.step(&name, || async { ctx.call(instance.primary, Call::CreateDisk(disk)).await.map(|_| ()) }).await?;
+        for node in mirrors::holders(instance, &disk.disk) {
+            let name = format!("disk-{}-{node}", disk.index);
+            let call = Call::CreateDisk(disk.clone());
+            ctx.step(&name, || async { ctx.call(node, call).await.map(|_| ()) }).await?;
+        }
     }
     ctx.say(format!("adding instance {} to cluster config", instance.name)).await?;
     ctx.commit("add", vec![Command::AddInstance(Box::new(instance.clone()))]).await?;
     ctx.say("adding disks to cluster config").await?;
     if !op.no_install && instance.disk_template != DiskTemplate::Diskless {
-        ctx.say("* running the instance OS create scripts...").await?;
-        let spec = Box::new(spec(&ctx.state(), instance, &Params::new(), &Params::new()));
-        let call = Call::InstallSystem { spec, run: None };
-        ctx.step("install", || async { ctx.call_within(instance.primary, call, INSTALL).await.map(|_| ()) }).await?;
+        install(ctx, instance).await?;
     }
     let change = InstanceChange {
         provision: Some(Provision::Ready),
@@ -78,21 +78,60 @@ async fn build(ctx: &Context, op: &InstanceCreate, instance: &Instance) -> Resul
     Ok(())
 }
 
+/// Runs the operating system's scripts, on disks that the host has attached meanwhile if they are mirrored.
+async fn install(ctx: &Context, instance: &Instance) -> Result<(), Halt> {
+    let run = match instance.disk_template {
+        DiskTemplate::Drbd => Some(attachment::own(ctx, "host-own", instance.id).await?),
+        _ => None,
+    };
+    ctx.say("* running the instance OS create scripts...").await?;
+    let spec = Box::new(spec(&ctx.state(), instance, &Params::new(), &Params::new()));
+    ctx.step("install", || async {
+        attachment::check_still(ctx, instance.id, run)?;
+        ctx.call_within(instance.primary, Call::InstallSystem { spec, run }, INSTALL).await.map(drop)
+    })
+    .await?;
+    if let Some(run) = run {
+        // What the scripts may have left running has no business with the disks any more.
+        ctx.step("host-detach", || attachment::detach(ctx, instance.id, Some(run), true)).await?;
+        ctx.commit("host-disown", vec![Command::Disown { instance: instance.id, run, want: None }]).await?;
+    }
+    Ok(())
+}
+
 /// Takes away what was made, then reports why.
 async fn undo(ctx: &Context, instance: &Instance, failure: Failure) -> Result<Value, Halt> {
+    let run = ctx.state().instances.get(&instance.id).and_then(|instance| instance.run);
+    if run.is_some()
+        && let Err(halt) = attachment::detach(ctx, instance.id, run, true).await
+    {
+        let Halt::Failed(why) = halt else { return Err(halt) };
+        ctx.warn(format!("Could not detach the disks of '{}': {}", instance.name, why.text)).await?;
+    }
     for disk in disks(&ctx.state(), instance) {
-        let size = disk.index;
-        match ctx.call(instance.primary, Call::RemoveDisk(disk)).await {
-            Err(Halt::Failed(why)) => {
-                ctx.warn(format!("Could not remove disk {size} of '{}': {}", instance.name, why.text)).await?;
-            }
-            outcome => {
-                outcome?;
+        let index = disk.index;
+        for node in mirrors::holders(instance, &disk.disk) {
+            match ctx.call(node, Call::RemoveDisk(disk.clone())).await {
+                Err(Halt::Failed(why)) => {
+                    let name = ctx.state().node_name(node);
+                    ctx.warn(format!(
+                        "Could not remove disk {index} of '{}' on node '{name}': {}",
+                        instance.name, why.text
+                    ))
+                    .await?;
+                }
+                outcome => {
+                    outcome?;
+                }
             }
         }
     }
     if ctx.state().instances.contains_key(&instance.id) {
-        ctx.commit("undo", vec![Command::RemoveInstance { instance: instance.id }]).await?;
+        // Nobody can miss what was on the disks, whatever may still have them open.
+        let mut commands: Vec<Command> =
+            run.and_then(|run| attachment::disown(ctx, instance.id, run)).into_iter().collect();
+        commands.push(Command::RemoveInstance { instance: instance.id });
+        ctx.commit("undo", commands).await?;
     }
     Err(failure.into())
 }
@@ -134,7 +173,7 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         }
         .into());
     }
-    let primary = primary_node(&state, op, template)?;
+    let (primary, secondaries) = chosen_nodes(&state, op, template)?;
     let refused = |error: params::ParamError| Halt::from(wrong_input(error.to_string()));
     let hvparams = params::check(params::hypervisor(&hypervisor).unwrap_or(&[]), &op.hvparams).map_err(refused)?;
     let beparams = params::check(params::BACKEND, &op.beparams).map_err(refused)?;
@@ -159,7 +198,8 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         name: op.instance_name.clone(),
         provision: Provision::Creating(ctx.job()),
         primary,
-        secondaries: Vec::new(),
+        disks: plan_disks(ctx, &state, op, template, primary, &secondaries)?,
+        secondaries,
         want: AdminState::Down,
         owner: None,
         run: None,
@@ -170,7 +210,6 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         beparams,
         osparams: op.osparams.clone(),
         disk_template: template,
-        disks: plan_disks(ctx, op, template)?,
         nics: plan_nics(ctx, &state, &op.nics)?,
         ctime: Timestamp(0),
         mtime: Timestamp(0),
@@ -179,8 +218,11 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
     };
     check_space(ctx, &state, &instance, op.start).await?;
     let spec = Box::new(spec(&state, &instance, &Params::new(), &Params::new()));
-    let install = !op.no_install && template != DiskTemplate::Diskless;
-    ctx.call(primary, Call::CheckInstance { spec, install }).await?;
+    for node in mirrors::nodes_of(&instance) {
+        // The scripts run on the primary node alone.
+        let install = node == primary && !op.no_install && template != DiskTemplate::Diskless;
+        ctx.call(node, Call::CheckInstance { spec: spec.clone(), install }).await?;
+    }
     Ok(instance)
 }
 
@@ -201,20 +243,14 @@ fn check_name(name: &str) -> Result<(), Failure> {
     )))
 }
 
-fn primary_node(state: &State, op: &InstanceCreate, template: DiskTemplate) -> Result<NodeId, Failure> {
+/// The node that gets it, and those that get further replicas of its disks.
+fn chosen_nodes(state: &State, op: &InstanceCreate, template: DiskTemplate) -> Result<(NodeId, Vec<NodeId>), Failure> {
     let Some(name) = &op.pnode else {
         return Err(wrong_input("No primary node given; choose one with '-n NODE'"));
     };
-    let id = find_node(state, name)?;
-    let node = &state.nodes[&id];
-    if node.offline {
-        return Err(wrong_state(format!("Cannot use offline primary node '{name}'")));
-    }
-    if node.drained {
-        return Err(wrong_state(format!("Cannot use drained primary node '{name}'")));
-    }
-    if !node.vm_capable {
-        return Err(wrong_state(format!("Cannot use non-vm_capable primary node '{name}'")));
+    let primary = mirrors::usable_node(state, name, "primary")?;
+    if template == DiskTemplate::Drbd {
+        return Ok((primary, vec![mirrors::secondary_node(state, op.snode.as_deref(), primary)?]));
     }
     if let Some(secondary) = &op.snode {
         find_node(state, secondary)?;
@@ -222,10 +258,17 @@ fn primary_node(state: &State, op: &InstanceCreate, template: DiskTemplate) -> R
             "Disk template '{template}' is not mirrored, so it takes no secondary node ('{secondary}')"
         )));
     }
-    Ok(id)
+    Ok((primary, Vec::new()))
 }
 
-fn plan_disks(ctx: &Context, op: &InstanceCreate, template: DiskTemplate) -> Result<Vec<Disk>, Failure> {
+fn plan_disks(
+    ctx: &Context,
+    state: &State,
+    op: &InstanceCreate,
+    template: DiskTemplate,
+    primary: NodeId,
+    secondaries: &[NodeId],
+) -> Result<Vec<Disk>, Failure> {
     match (template, op.disks.len()) {
         (DiskTemplate::Diskless, 0) => return Ok(Vec::new()),
         (DiskTemplate::Diskless, _) => {
@@ -237,6 +280,7 @@ fn plan_disks(ctx: &Context, op: &InstanceCreate, template: DiskTemplate) -> Res
         }
         _ => {}
     }
+    let nodes: Vec<NodeId> = std::iter::once(primary).chain(secondaries.iter().copied()).collect();
     let mut disks = Vec::new();
     for (index, disk) in op.disks.iter().enumerate() {
         if disk.size == 0 {
@@ -248,7 +292,7 @@ fn plan_disks(ctx: &Context, op: &InstanceCreate, template: DiskTemplate) -> Res
             size_mib: disk.size,
             access: disk.mode,
             ctime: ctx.now(),
-            mirror: None,
+            mirror: (template == DiskTemplate::Drbd).then(|| mirrors::new_mirror(ctx, state, &nodes)),
         });
     }
     Ok(disks)
@@ -342,10 +386,7 @@ pub fn check_memory_bounds(filled: &Params) -> Result<(), Failure> {
 
 /// Refuses a start for which the primary node has not enough free memory. An instance that runs already has its own.
 pub async fn check_memory(ctx: &Context, state: &State, instance: &Instance, once: &Params) -> Result<(), Halt> {
-    let facts = match ctx.call(instance.primary, Call::facts(state)).await? {
-        Reply::Facts(facts) => facts,
-        other => return Err(unexpected(&other)),
-    };
+    let facts = mirrors::facts(ctx, state, instance.primary).await?;
     if facts.instances.iter().any(|live| Some(live.run) == instance.run) {
         return Ok(());
     }
@@ -369,26 +410,16 @@ fn not_enough_memory(state: &State, instance: &Instance, doing: &str, needed: u6
     )
 }
 
+/// Refuses what one of its nodes has not enough space for, or its primary node not enough memory.
 async fn check_space(ctx: &Context, state: &State, instance: &Instance, start: bool) -> Result<(), Halt> {
-    let facts = match ctx.call(instance.primary, Call::facts(state)).await? {
-        Reply::Facts(facts) => facts,
-        other => return Err(unexpected(&other)),
-    };
-    let memory = state.memory_mib(instance);
-    if start && memory > facts.memory_free_mib {
-        return Err(not_enough_memory(state, instance, "creating", memory, facts.memory_free_mib).into());
-    }
-    let disk: u64 = instance.disks.iter().map(|disk| disk.size_mib).sum();
-    if disk > facts.disk_free_mib {
-        return Err(Failure::refused(
-            ErrorCode::InsufficientResources,
-            format!(
-                "Not enough disk space on target node {}: required {disk} MiB, available {} MiB",
-                state.node_name(instance.primary),
-                facts.disk_free_mib
-            ),
-        )
-        .into());
+    let needed_mib = instance.disks.iter().map(|disk| disk.size_mib).sum();
+    for node in mirrors::nodes_of(instance) {
+        let facts = mirrors::facts(ctx, state, node).await?;
+        let memory = state.memory_mib(instance);
+        if start && node == instance.primary && memory > facts.memory_free_mib {
+            return Err(not_enough_memory(state, instance, "creating", memory, facts.memory_free_mib).into());
+        }
+        mirrors::check_room(state, node, &facts, instance.disk_template, needed_mib)?;
     }
     Ok(())
 }

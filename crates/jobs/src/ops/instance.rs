@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use model::{
-    AdminState, Applied, Command, DiskId, Instance, InstanceChange, InstanceId, NodeId, Params, Provision, RunId,
-    State,
+    AdminState, Applied, Command, DiskId, Instance, InstanceChange, InstanceId, NodeId, Params, Provision, RunId, State,
 };
 use opcodes::Failure;
 use opcodes::op::{InstanceReboot, InstanceRemove, InstanceShutdown, InstanceStartup, RebootType};
 use serde_json::Value;
 
 use super::spec::{disks, spec};
-use super::wrong_state;
+use super::{attachment, mirrors, wrong_state};
 use crate::agent::{Call, Reply, Stopped};
 use crate::context::{Context, Halt};
 use crate::world::CallError;
@@ -19,7 +18,7 @@ use crate::world::CallError;
 /// How long a hypervisor may take to start an instance.
 const START: Duration = Duration::from_secs(60);
 /// What ending an instance may take beyond the time that the guest is given.
-const STOP: Duration = Duration::from_secs(30);
+pub const STOP: Duration = Duration::from_secs(30);
 /// How long a hypervisor may take to restart a guest in its process.
 const RESET: Duration = Duration::from_secs(30);
 
@@ -31,6 +30,11 @@ pub fn find<'a>(state: &'a State, name: &str) -> Result<&'a Instance, Failure> {
         Provision::Creating(job) => Err(wrong_state(format!("Instance '{name}' is still being made by job {job}"))),
         Provision::Removing(job) => Err(wrong_state(format!("Instance '{name}' is being removed by job {job}"))),
     }
+}
+
+/// The instance of that number.
+pub fn find_id(state: &State, id: InstanceId) -> Result<&Instance, Failure> {
+    state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))
 }
 
 /// Refuses what needs an instance's primary node while that is marked offline.
@@ -51,7 +55,7 @@ pub fn current_run(state: &State, instance: &Instance) -> Option<RunId> {
 }
 
 /// Whether the hypervisor has that run.
-async fn is_running(ctx: &Context, instance: &Instance, run: RunId) -> Result<bool, Halt> {
+pub async fn is_running(ctx: &Context, instance: &Instance, run: RunId) -> Result<bool, Halt> {
     match ctx.call(instance.primary, Call::facts(&ctx.state())).await? {
         Reply::Facts(facts) => Ok(facts.instances.iter().any(|live| live.run == run)),
         other => Err(unexpected(&other)),
@@ -71,14 +75,37 @@ pub async fn start(
     paused: bool,
 ) -> Result<(), Halt> {
     let state = ctx.state();
-    let node = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?.primary;
-    let applied = ctx.commit("own", vec![Command::Own { instance: id, node }]).await?;
+    let node = find_id(&state, id)?.primary;
+    let applied = match ctx.commit("own", vec![Command::Own { instance: id, node }]).await {
+        Err(Halt::Failed(failure)) => return Err(with_way_out(&ctx.state(), id, failure).into()),
+        outcome => outcome?,
+    };
     let [Applied::Run(run)] = applied[..] else {
         return Err(
             Failure::failed(format!("the right to run an instance was given without a run: {applied:?}")).into()
         );
     };
     launch(ctx, id, node, run, hvparams, beparams, paused).await
+}
+
+/// Says besides what can be done, where another node has the data that the primary one lacks.
+fn with_way_out(state: &State, id: InstanceId, failure: Failure) -> Failure {
+    let Some(instance) = state.instances.get(&id) else { return failure };
+    let whole = |node: NodeId| {
+        instance.disks.iter().all(|disk| disk.mirror.as_ref().is_some_and(|mirror| mirror.is_member_on(node)))
+    };
+    match instance.secondaries.iter().find(|node| whole(**node)) {
+        Some(node) if !whole(instance.primary) => Failure {
+            text: format!(
+                "{}; node '{}' has all of its data: 'gnt-instance failover {}' starts it there",
+                failure.text,
+                state.node_name(*node),
+                instance.name
+            ),
+            ..failure
+        },
+        _ => failure,
+    }
 }
 
 /// Starts a run that was committed for `node`. If it does not start, the right to run the instance is given back.
@@ -92,7 +119,7 @@ pub async fn launch(
     paused: bool,
 ) -> Result<(), Halt> {
     let state = ctx.state();
-    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
+    let instance = find_id(&state, id)?;
     let spec = Box::new(spec(&state, instance, hvparams, beparams));
     let started = ctx
         .step("start", || async {
@@ -166,8 +193,14 @@ async fn stop(
         return Ok(None);
     };
     let state = ctx.state();
-    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
-    let call = stop_call(instance, run, timeout, true);
+    let instance = find_id(&state, id)?;
+    // Disks that the host has attached are taken from it first; if somebody has them open, that is the end of it.
+    if !mirrored(instance).is_empty() && !is_running(ctx, instance, run).await? {
+        attachment::detach(ctx, id, Some(run), false).await?;
+    }
+    // After a restart of its node a run has nothing that could be released.
+    let release = current_run(&state, instance) == Some(run);
+    let call = stop_call(instance, run, timeout, release);
     let deadline = STOP + Duration::from_secs(u64::from(timeout));
     let how = match ctx.call_within(instance.primary, call, deadline).await? {
         Reply::Stopped(how) => how,
@@ -268,7 +301,7 @@ pub async fn reboot(ctx: &Context, op: InstanceReboot) -> Result<Value, Halt> {
 /// is lost the failure says so.
 async fn reset(ctx: &Context, id: InstanceId, run: RunId) -> Result<(), Halt> {
     let state = ctx.state();
-    let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", id))?;
+    let instance = find_id(&state, id)?;
     let lost = |why: &str| {
         Failure::failed(format!("It is not known whether instance '{}' was restarted: {why}", instance.name))
     };
@@ -289,6 +322,26 @@ async fn reset(ctx: &Context, id: InstanceId, run: RunId) -> Result<(), Halt> {
     .await
 }
 
+/// Refuses to begin a removal that would leave a replica behind.
+async fn check_secondary_answers(ctx: &Context, instance: &Instance, node: NodeId) -> Result<(), Halt> {
+    let state = ctx.state();
+    let why = match state.nodes.get(&node) {
+        Some(at) if at.offline => "is marked offline".to_owned(),
+        _ => match ctx.call(node, Call::Ping).await {
+            Ok(_) => return Ok(()),
+            Err(Halt::Failed(failure)) => format!("can't be asked to remove its disks ({})", failure.text),
+            Err(halt) => return Err(halt),
+        },
+    };
+    Err(wrong_state(format!(
+        "Secondary node '{}' of instance '{}' {why}; --ignore-failures removes the instance all the same, and leaves that \
+         node's replicas behind",
+        state.node_name(node),
+        instance.name
+    ))
+    .into())
+}
+
 pub async fn remove(ctx: &Context, op: InstanceRemove) -> Result<Value, Halt> {
     let (id, run) = ctx
         .step("check", || async {
@@ -296,6 +349,9 @@ pub async fn remove(ctx: &Context, op: InstanceRemove) -> Result<Value, Halt> {
             let instance = find(&state, &op.instance_name)?;
             if !op.ignore_failures {
                 check_online(&state, instance)?;
+                for node in &instance.secondaries {
+                    check_secondary_answers(ctx, instance, *node).await?;
+                }
             }
             Ok((instance.id, current_run(&state, instance)))
         })
@@ -323,19 +379,27 @@ pub async fn remove(ctx: &Context, op: InstanceRemove) -> Result<Value, Halt> {
     let state = ctx.state();
     let instance = state.instances.get(&id).ok_or_else(|| Failure::unknown("Instance", &op.instance_name))?;
     for disk in disks(&state, instance) {
-        match ctx.call(instance.primary, Call::RemoveDisk(disk)).await {
-            Err(Halt::Failed(failure)) if op.ignore_failures => {
-                ctx.warn(format!("Could not remove a disk of '{}': {}", op.instance_name, failure.text)).await?;
-            }
-            Err(Halt::Failed(failure)) => {
-                // It is stopped and whole but for what was removed: an administrator may try again.
-                let change = InstanceChange { provision: Some(Provision::Ready), ..InstanceChange::default() };
-                let change = Box::new(change);
-                ctx.propose(vec![Command::ModifyInstance { instance: id, change }]).await?;
-                return Err(failure.into());
-            }
-            outcome => {
-                outcome?;
+        // The primary node's last: as long as it is there, nothing is lost.
+        for node in mirrors::holders(instance, &disk.disk).into_iter().rev() {
+            let call = Call::RemoveDisk(disk.clone());
+            let outcome = match op.ignore_failures && state.nodes.get(&node).is_none_or(|node| node.offline) {
+                true => Err(Failure::failed(format!("node '{}' is offline", state.node_name(node))).into()),
+                false => ctx.call(node, call).await,
+            };
+            match outcome {
+                Err(Halt::Failed(failure)) if op.ignore_failures => {
+                    ctx.warn(format!("Could not remove a disk of '{}': {}", op.instance_name, failure.text)).await?;
+                }
+                Err(Halt::Failed(failure)) => {
+                    // It is stopped and whole but for what was removed: an administrator may try again.
+                    let change = InstanceChange { provision: Some(Provision::Ready), ..InstanceChange::default() };
+                    let change = Box::new(change);
+                    ctx.propose(vec![Command::ModifyInstance { instance: id, change }]).await?;
+                    return Err(failure.into());
+                }
+                outcome => {
+                    outcome?;
+                }
             }
         }
     }

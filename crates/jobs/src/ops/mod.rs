@@ -1,5 +1,6 @@
 //! The operations: what each opcode does, as steps that can be resumed.
 
+mod attachment;
 mod cluster;
 mod convert;
 mod create;
@@ -9,10 +10,12 @@ mod evacuate;
 mod failover;
 mod instance;
 mod migrate;
+mod mirrors;
 mod modify;
 mod nodes;
 mod replace;
 mod spec;
+mod target;
 mod verify;
 
 use model::{NodeId, State};
@@ -27,7 +30,11 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
     let mut wants = Wants::from([(Lock::Cluster, Mode::Shared)]);
     let node = |name: &str| state.node_by_name(name).map(|(id, _)| Lock::Node(id));
     let instance = |name: &str| Lock::Instance(name.to_owned());
-    let home = |name: &str| state.instance_by_name(name).map(|instance| Lock::Node(instance.primary));
+    // All nodes of an instance: none of them is to be taken out of the cluster meanwhile.
+    let homes = |name: &str| -> Wants {
+        let nodes = state.instance_by_name(name).into_iter().flat_map(mirrors::nodes_of);
+        nodes.map(|id| (Lock::Node(id), Mode::Shared)).collect()
+    };
     match opcode {
         Opcode::ClusterVerify(_)
         | Opcode::ClusterVerifyConfig(_)
@@ -43,14 +50,15 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
         }
         Opcode::InstanceCreate(op) => {
             wants.insert(instance(&op.instance_name), Mode::Exclusive);
-            wants.extend(op.pnode.as_deref().and_then(node).map(|lock| (lock, Mode::Shared)));
+            let nodes = [op.pnode.as_deref(), op.snode.as_deref()];
+            wants.extend(nodes.into_iter().flatten().filter_map(node).map(|lock| (lock, Mode::Shared)));
         }
         Opcode::InstanceStartup(opcodes::op::InstanceStartup { instance_name: name, .. })
         | Opcode::InstanceShutdown(opcodes::op::InstanceShutdown { instance_name: name, .. })
         | Opcode::InstanceReboot(opcodes::op::InstanceReboot { instance_name: name, .. })
         | Opcode::InstanceRemove(opcodes::op::InstanceRemove { instance_name: name, .. }) => {
             wants.insert(instance(name), Mode::Exclusive);
-            wants.extend(home(name).map(|lock| (lock, Mode::Shared)));
+            wants.extend(homes(name));
         }
         Opcode::InstanceMigrate(opcodes::op::InstanceMigrate { instance_name: name, .. })
         | Opcode::InstanceFailover(opcodes::op::InstanceFailover { instance_name: name, .. })
@@ -60,10 +68,7 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
         | Opcode::InstanceDeactivateDisks(opcodes::op::InstanceDeactivateDisks { instance_name: name, .. })
         | Opcode::InstanceVerifyDisks { instance_name: name } => {
             wants.insert(instance(name), Mode::Exclusive);
-            // All its nodes: none of them is to be taken out of the cluster meanwhile.
-            let nodes =
-                state.instance_by_name(name).into_iter().flat_map(|it| it.secondaries.iter().chain([&it.primary]));
-            wants.extend(nodes.map(|id| (Lock::Node(*id), Mode::Shared)));
+            wants.extend(homes(name));
         }
         Opcode::NodeMigrate(opcodes::op::NodeMigrate { node_name, .. })
         | Opcode::NodeEvacuate(opcodes::op::NodeEvacuate { node_name, .. }) => {

@@ -36,7 +36,10 @@ fn a_disk_that_can_not_be_removed_after_a_failure_is_named() {
     let id = lab.submit(created("vm1", true));
     lab.take_office(1).settle();
     assert_eq!(lab.outcome(id).unwrap_err().text, "no such luck");
-    assert_eq!(lab.lines(id).last().unwrap(), " - WARNING: Could not remove disk 1 of 'vm1': no such luck");
+    assert_eq!(
+        lab.lines(id).last().unwrap(),
+        " - WARNING: Could not remove disk 1 of 'vm1' on node 'node01': no such luck"
+    );
     assert_eq!(lab.instance("vm1"), None);
     assert_eq!(lab.machine(1).disks.len(), 1);
 }

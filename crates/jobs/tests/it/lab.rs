@@ -85,7 +85,8 @@ impl Inner {
                 }
             }
             Command::Disown { instance, run, .. } if !self.failures_ignored() => {
-                let owner = self.state.instances[instance].owner;
+                // Of what is removed in the same entry, nobody misses anything.
+                let owner = next.instances.get(instance).and(self.state.instances[instance].owner);
                 let alive =
                     |owner: &NodeLife| self.state.nodes.get(&owner.node).is_some_and(|it| it.life == owner.life);
                 if let Some(owner) = owner.filter(alive) {

@@ -91,8 +91,8 @@ impl Machine {
             Call::Facts { .. } => return Ok(Reply::Facts(Box::new(self.facts()))),
             Call::Verify(_) => return Ok(Reply::Problems(self.problems.clone())),
             Call::Systems => return Ok(Reply::Systems(Vec::new())),
-            Call::CheckInstance { spec, .. } => {
-                if !spec.os.is_empty() && !spec.os.starts_with("busybox") {
+            Call::CheckInstance { spec, install } => {
+                if *install && !spec.os.is_empty() && !spec.os.starts_with("busybox") {
                     return Err(Failure::failed(format!("OS '{}' not in supported OS list", spec.os)));
                 }
             }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod disks;
 mod failures;
 mod interruption;
 mod lab;
