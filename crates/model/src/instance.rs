@@ -55,11 +55,8 @@ pub enum DiskTemplate {
 }
 
 impl DiskTemplate {
-    /// Every template, in the order in which users see them.
-    pub const ALL: [DiskTemplate; 3] = [DiskTemplate::File, DiskTemplate::Drbd, DiskTemplate::Diskless];
-
-    /// Those that instances can be made with in this version: no operation makes mirrored disks yet.
-    pub const AVAILABLE: [DiskTemplate; 2] = [DiskTemplate::File, DiskTemplate::Diskless];
+    /// Every template, in the order in which users see them. A new cluster has them all, the first one is its usual one.
+    pub const ALL: [DiskTemplate; 3] = [DiskTemplate::Drbd, DiskTemplate::File, DiskTemplate::Diskless];
 
     /// Its name in commands and in the API.
     pub fn name(self) -> &'static str {

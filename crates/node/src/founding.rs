@@ -88,15 +88,6 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
             return Err(refused(format!("Unknown hypervisor '{name}'; this version has {}", known.join(", "))));
         }
     }
-    for template in init.enabled_disk_templates.iter().flatten() {
-        if !DiskTemplate::AVAILABLE.contains(template) {
-            let available: Vec<&str> = DiskTemplate::AVAILABLE.iter().map(|template| template.name()).collect();
-            return Err(refused(format!(
-                "Disk template '{template}' is not available in this version; it has {}",
-                available.join(", ")
-            )));
-        }
-    }
     let checked = |what: &str, outcome: Result<Params, params::ParamError>| {
         outcome.map_err(|error| refused(format!("{what}: {error}")))
     };
@@ -143,7 +134,7 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
             .enabled_disk_templates
             .clone()
             .filter(|templates| !templates.is_empty())
-            .unwrap_or_else(|| DiskTemplate::AVAILABLE.to_vec()),
+            .unwrap_or_else(|| DiskTemplate::ALL.to_vec()),
         file_storage_dir,
         candidate_pool_size: init.candidate_pool_size.unwrap_or(CANDIDATE_POOL_SIZE).max(1),
         max_running_jobs: MAX_RUNNING_JOBS,

@@ -242,7 +242,7 @@ async fn a_diskless_instance_has_none() {
     assert!(matches!(diskless.activate(&disk).await, Err(Error::Diskless { .. })));
     diskless.remove(&disk).await.unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    for kind in DiskTemplate::AVAILABLE {
+    for kind in [DiskTemplate::File, DiskTemplate::Diskless] {
         assert_eq!(template(kind).unwrap().name(), kind.name());
         assert!(!template(kind).unwrap().mirrored());
     }
