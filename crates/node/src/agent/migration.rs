@@ -14,8 +14,9 @@ use super::disks::Exporting;
 use super::{Agent, hypervisor_failed, mirror_failed, run_name};
 use crate::migration::{Records, judged};
 
-/// How long all disks of a guest may take to come to rest, or to serve the guest's new run.
-const DISKS: Duration = Duration::from_secs(30);
+/// How long all disks of a guest may take to come to rest, or to serve the guest's new run. Who asks waits longer, so that
+/// it hears the reason.
+const DISKS: Duration = Duration::from_secs(20);
 /// How often a run is looked at that a daemon before this one was sending.
 const LOOK: Duration = Duration::from_millis(20);
 
