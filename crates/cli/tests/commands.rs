@@ -308,7 +308,7 @@ fn lines_that_make_no_command_end_as_in_ganeti() {
     for (line, what) in [
         (
             &["gnt-instance", "add", "-t", "nosuchtemplate", "vm"][..],
-            "gnt-instance: error: option -t: invalid choice: 'nosuchtemplate' (choose from 'file', 'drbd', 'diskless')\n",
+            "gnt-instance: error: option -t: invalid choice: 'nosuchtemplate' (choose from 'drbd', 'file', 'diskless')\n",
         ),
         (
             &["gnt-instance", "add", "-s", "4x", "vm"],

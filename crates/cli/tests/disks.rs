@@ -142,25 +142,24 @@ fn replicas_are_compared() {
         ]});
         FakeDaemon::script(vec![Reply::Ok(json!(9)), job(9, JobStatus::Success, &[], result)]).run(line)
     };
-    let first = "vm1 disk/0: identical on node01 and node02 (1024 pieces compared)\n";
-    verify(json!([]), &["disk", "verify", "vm1"]).is(
-        0,
-        &format!("{first}vm1 disk/1: identical on node01 and node02 (64 pieces compared)\n"),
-        "",
-    );
+    verify(json!([]), &["disk", "verify", "vm1"]).is(0, "All replicas of the disks of vm1 are identical.\n", "");
     verify(json!([3, 17]), &["disk", "verify", "vm1"]).is(
         1,
-        &format!("{first}vm1 disk/1: node01 and node02 DIFFER in 2 of 64 pieces: 3, 17\n"),
+        "vm1 disk/1: node01 and node02 differ in 2 of 64 chunks: 3, 17\n",
         "",
     );
     let many = json!((0..20).collect::<Vec<_>>());
-    assert!(verify(many, &["disk", "verify", "vm1"]).out.ends_with("20 of 64 pieces: 0, 1, 2, 3, 4, 5, 6, 7, ...\n"));
+    assert!(verify(many, &["disk", "verify", "vm1"]).out.ends_with("20 of 64 chunks: 0, 1, 2, 3, 4, 5, 6, 7, ...\n"));
     let done = verify(json!([3]), &["disk", "verify", "--json", "vm1"]);
     let shown: Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!((done.code, &shown["disks"][1]["different"]), (1, &json!([3])));
-    let failure = Failure::refused(ErrorCode::WrongState, "Instance 'vm1' is running");
-    let done = FakeDaemon::script(vec![Reply::Ok(json!(9)), failed(9, &failure)]).run(&["disk", "verify", "vm1"]);
-    assert!(done.code == 1 && done.err.contains("is running"), "{done:?}");
+    for failure in [
+        Failure::refused(ErrorCode::WrongState, "The disks of instance 'vm1' are in use on node 'node01'"),
+        Failure::failed("The replicas of disk/0 of instance 'vm1' are not equal"),
+    ] {
+        let daemon = FakeDaemon::script(vec![Reply::Ok(json!(9)), failed(9, &failure)]);
+        daemon.run(&["disk", "verify", "--json", "vm1"]).is(1, "", &format!("{failure}\n"));
+    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ struct Disk {
     index: usize,
     /// Names of the nodes.
     replicas: Vec<String>,
-    /// How many pieces were compared.
+    /// How many chunks were compared.
     chunks: u64,
     /// Those that differ.
     different: Vec<Value>,
@@ -57,32 +57,32 @@ impl VerifyArgs {
         let compared: Compared = serde_json::from_value(result.clone()).map_err(|error| {
             Error::message(format!("The comparison's result is not understood ({error}): {result}"))
         })?;
+        let mut differing = compared.disks.iter().filter(|disk| !disk.different.is_empty());
         if self.json {
             session.json(&result)?;
-        } else if compared.disks.is_empty() {
-            session.say(format_args!("{instance_name} has no mirrored disks"))?;
-        } else {
-            for disk in &compared.disks {
-                session.say(disk.line(&instance_name))?;
-            }
+            return Ok(u8::from(differing.next().is_some()));
         }
-        Ok(u8::from(compared.disks.iter().any(|disk| !disk.different.is_empty())))
+        let lines: Vec<String> = differing.map(|disk| disk.line(&instance_name)).collect();
+        for line in &lines {
+            session.say(line)?;
+        }
+        if lines.is_empty() {
+            session.say(format_args!("All replicas of the disks of {instance_name} are identical."))?;
+        }
+        Ok(u8::from(!lines.is_empty()))
     }
 }
 
 impl Disk {
+    /// Says where the replicas differ.
     fn line(&self, instance: &str) -> String {
-        let Self { index, chunks, .. } = self;
-        let replicas = self.replicas.join(" and ");
-        if self.different.is_empty() {
-            return format!("{instance} disk/{index}: identical on {replicas} ({chunks} pieces compared)");
-        }
-        let count = self.different.len();
+        let (replicas, count) = (self.replicas.join(" and "), self.different.len());
         let mut named: Vec<String> = self.different.iter().take(NAMED).map(opcodes::format::value).collect();
         if count > NAMED {
             named.push("...".to_owned());
         }
-        format!("{instance} disk/{index}: {replicas} DIFFER in {count} of {chunks} pieces: {}", named.join(", "))
+        let Self { index, chunks, .. } = self;
+        format!("{instance} disk/{index}: {replicas} differ in {count} of {chunks} chunks: {}", named.join(", "))
     }
 }
 

@@ -82,7 +82,7 @@ pub(crate) enum Command {
     ReplaceDisks(disks::ReplaceArgs),
     /// Makes a disk larger
     #[command(
-        after_help = "The guest sees the new size at its next start; a file system in it has to be grown there.\n\n\
+        after_help = "A running guest sees the new size after 'gnt-instance reboot'; its file systems have to be grown in it.\n\n\
         EXAMPLES\n  gnt-instance grow-disk vm2 0 2g               by 2 GiB\n  \
         gnt-instance grow-disk --absolute vm2 0 10g   to 10 GiB"
     )]

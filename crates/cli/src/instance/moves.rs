@@ -38,7 +38,7 @@ pub(crate) struct FailoverArgs {
     /// Don't ask
     #[arg(short, long)]
     force: bool,
-    /// Fail over although the other node's replica may lack writes. They are lost then
+    /// Ask for it also where the other node's replica lacks writes; this version can't force that, and says so
     #[arg(long)]
     ignore_consistency: bool,
     /// How long the guest has to shut down by itself, in seconds; 0 ends it at once. Example: --shutdown-timeout=300

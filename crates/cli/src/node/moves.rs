@@ -21,7 +21,7 @@ pub(crate) struct FailoverArgs {
     /// Don't ask
     #[arg(short, long)]
     force: bool,
-    /// Fail over although the other node's replicas may lack writes. They are lost then
+    /// Ask for it also where the other nodes' replicas lack writes; this version can't force that, and says so
     #[arg(long)]
     ignore_consistency: bool,
     #[command(flatten)]
