@@ -211,7 +211,7 @@ pub enum Command {
     Grow {
         /// The disk.
         disk: DiskId,
-        /// The version that the proposer knows.
+        /// The version that the proposer knows; of a disk without replicas it does not matter.
         ver: Version,
         /// The new size.
         size_mib: u64,

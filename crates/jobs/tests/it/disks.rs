@@ -135,3 +135,291 @@ pub fn outdate(lab: &Lab, name: &str, node: u64) {
         lab.apply(vec![Command::Outdate { disk: disk.id, by, epoch, ver, replicas: vec![rid] }]).unwrap();
     }
 }
+
+pub fn activate(name: &str, wait_for_sync: bool) -> Opcode {
+    Opcode::InstanceActivateDisks(InstanceActivateDisks { instance_name: name.into(), wait_for_sync })
+}
+
+pub fn deactivate(name: &str, force: bool) -> Opcode {
+    Opcode::InstanceDeactivateDisks(InstanceDeactivateDisks { instance_name: name.into(), force })
+}
+
+pub fn grow(name: &str, disk: usize, amount: u64) -> Opcode {
+    Opcode::InstanceGrowDisk(InstanceGrowDisk { instance_name: name.into(), disk, amount, absolute: false })
+}
+
+pub fn verify_disks(name: &str) -> Opcode {
+    Opcode::InstanceVerifyDisks { instance_name: name.into() }
+}
+
+/// The second replicas go to that node; `None`: they are made anew.
+pub fn replace(name: &str, node: Option<&str>) -> Opcode {
+    Opcode::InstanceReplaceDisks(InstanceReplaceDisks {
+        instance_name: name.into(),
+        mode: if node.is_some() { ReplaceMode::NewSecondary } else { ReplaceMode::OnSecondary },
+        remote_node: node.map(Into::into),
+    })
+}
+
+/// Whether the host has an instance's disks.
+pub fn attached(lab: &Lab, name: &str) -> bool {
+    let disks = lab.instance(name).unwrap().disks;
+    (1..=4).any(|node| disks.iter().any(|disk| lab.machine(node).mirrored.attached.contains_key(&disk.id)))
+}
+
+/// Nodes with replicas of an instance's disks that are in sync, per disk.
+pub fn in_sync(lab: &Lab, name: &str) -> Vec<Vec<u64>> {
+    let members = |mirror: model::Mirror| {
+        let replicas = mirror.replicas.into_values().filter(|replica| replica.member.is_some());
+        let mut nodes: Vec<u64> = replicas.map(|replica| replica.node.0).collect();
+        nodes.sort();
+        nodes
+    };
+    lab.instance(name).unwrap().disks.into_iter().map(|disk| members(disk.mirror.unwrap())).collect()
+}
+
+#[test]
+fn disks_of_a_stopped_instance_are_shown_on_its_node() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", false)).unwrap();
+    let paths = json!([["node01", "disk/0", "/disks/vm1/0"], ["node01", "disk/1", "/disks/vm1/1"]]);
+    assert_eq!(lab.run(activate("vm1", false)).unwrap(), paths);
+    assert!(attached(&lab, "vm1"));
+    lab.check();
+    // again: it is the same attachment
+    let run = lab.instance("vm1").unwrap().run;
+    assert_eq!(lab.run(activate("vm1", false)).unwrap(), paths);
+    assert_eq!(lab.instance("vm1").unwrap().run, run);
+
+    lab.change_machine(1, |machine| machine.busy = true);
+    let failure = lab.run(deactivate("vm1", false)).unwrap_err();
+    assert_eq!(failure.text, "disk 0 of 'vm1' is in use");
+    // nor is it started on disks that somebody has open
+    lab.run(startup("vm1")).unwrap_err();
+    assert_eq!(guest(&lab, "vm1"), None);
+    lab.run(deactivate("vm1", true)).unwrap();
+    assert!(!attached(&lab, "vm1"));
+    assert_eq!(lab.instance("vm1").unwrap().owner, None);
+    lab.run(deactivate("vm1", false)).unwrap();
+    lab.check();
+}
+
+#[test]
+fn disks_that_nobody_has_open_are_taken_from_the_host_for_a_start() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", false)).unwrap();
+    lab.run(activate("vm1", false)).unwrap();
+    lab.run(startup("vm1")).unwrap();
+    assert!(guest(&lab, "vm1").is_some() && !attached(&lab, "vm1"));
+    for op in [activate("vm1", false), deactivate("vm1", true)] {
+        let failure = lab.run(op).unwrap_err();
+        assert!(failure.text.starts_with("Instance 'vm1' is running, cannot "), "{failure}");
+    }
+    lab.check();
+}
+
+#[test]
+fn the_disks_of_an_instance_with_files_are_where_they_are() {
+    let lab = Lab::new();
+    lab.run(created("vm1", false)).unwrap();
+    assert_eq!(lab.run(activate("vm1", true)).unwrap()[1], json!(["node01", "disk/1", "/disks/vm1/1"]));
+    assert_eq!(lab.instance("vm1").unwrap().owner, None);
+    lab.run(deactivate("vm1", false)).unwrap();
+    lab.check();
+}
+
+#[test]
+fn an_attachment_that_fails_gives_the_right_to_the_disks_back() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", false)).unwrap();
+    lab.fault("attach", 1, Fault::Failed);
+    assert_eq!(lab.run(activate("vm1", false)).unwrap_err().text, "no such luck");
+    assert_eq!(lab.instance("vm1").unwrap().owner, None);
+    lab.check();
+}
+
+#[test]
+fn a_replica_that_lacks_writes_is_filled_while_the_disks_are_served() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", true)).unwrap();
+    lab.inner().no_resync = true;
+    outdate(&lab, "vm1", 2);
+    lab.run(shutdown("vm1")).unwrap();
+    let failure = lab.run(verify_disks("vm1")).unwrap_err();
+    assert!(failure.text.starts_with("The disks of instance 'vm1' are not in sync on node02; "), "{failure}");
+    // nothing comes of it
+    let failure = lab.run(activate("vm1", true)).unwrap_err();
+    assert!(failure.text.starts_with("the replica on node 'node02' is not brought up to date: "), "{failure}");
+
+    lab.inner().no_resync = false;
+    let job = lab.submit(activate("vm1", true));
+    lab.take_office(1).settle();
+    lab.outcome(job).unwrap();
+    let told = [
+        " - INFO: Waiting for instance vm1 to sync disks",
+        " - INFO: - device disk/0:  0.00% done, 1m 40s remaining (estimated)",
+        " - INFO: - device disk/1:  0.00% done, 1m 40s remaining (estimated)",
+        " - INFO: - device disk/0: 40.00% done, 1m 0s remaining (estimated)",
+        " - INFO: - device disk/1: 40.00% done, 1m 0s remaining (estimated)",
+        " - INFO: - device disk/0: 80.00% done, 20s remaining (estimated)",
+        " - INFO: - device disk/1: 80.00% done, 20s remaining (estimated)",
+        " - INFO: Instance vm1's disks are in sync",
+    ];
+    assert_eq!(lab.lines(job), told);
+    assert_eq!(in_sync(&lab, "vm1"), [[1, 2], [1, 2]]);
+    lab.run(deactivate("vm1", false)).unwrap();
+    lab.check();
+}
+
+#[test]
+fn a_disk_grows_on_all_its_nodes() {
+    for create in [created("vm1", true), created_mirrored("vm1", true)] {
+        let lab = Lab::new();
+        lab.run(create).unwrap();
+        let job = lab.submit(grow("vm1", 1, 36));
+        lab.take_office(1).settle();
+        lab.outcome(job).unwrap();
+        let told = " - INFO: The guest of 'vm1' sees the new size of disk 1 after 'gnt-instance reboot vm1'";
+        assert_eq!(lab.lines(job), [told]);
+        assert_eq!(lab.instance("vm1").unwrap().disks[1].size_mib, 100);
+        lab.run(shutdown("vm1")).unwrap();
+        lab.run(grow("vm1", 1, 1)).unwrap();
+        assert_eq!(lab.instance("vm1").unwrap().disks[1].size_mib, 101);
+        lab.check();
+    }
+}
+
+#[test]
+fn a_disk_neither_shrinks_nor_grows_beyond_the_space() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", false)).unwrap();
+    let absolute = |amount| {
+        let op = InstanceGrowDisk { instance_name: "vm1".into(), disk: 0, amount, absolute: true };
+        Opcode::InstanceGrowDisk(op)
+    };
+    let refused = |op| lab.run(op).unwrap_err().text;
+    assert_eq!(refused(absolute(1000)), "Requested size (1000 MiB) is smaller than current disk size (1024 MiB)");
+    assert_eq!(refused(absolute(1024)), "Disk 0 has 1024 MiB already");
+    assert_eq!(refused(grow("vm1", 2, 1)), "There is no disk 2, instance 'vm1' has 2");
+    lab.change_machine(2, |machine| machine.mirror_free_mib = 10);
+    assert_eq!(
+        refused(grow("vm1", 0, 11)),
+        "Not enough disk space on target node node02: required 11 MiB, available 10 MiB"
+    );
+    lab.run(grow("vm1", 0, 10)).unwrap();
+    lab.check();
+}
+
+#[test]
+fn replicas_are_compared_while_nobody_uses_them() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", true)).unwrap();
+    let failure = lab.run(verify_disks("vm1")).unwrap_err();
+    assert!(failure.text.starts_with("The disks of instance 'vm1' are in use on node 'node01'"), "{failure}");
+    lab.run(shutdown("vm1")).unwrap();
+    let disk =
+        |index, chunks| json!({"index": index, "replicas": ["node01", "node02"], "chunks": chunks, "different": []});
+    assert_eq!(lab.run(verify_disks("vm1")).unwrap(), json!({"disks": [disk(0, 256), disk(1, 16)]}));
+
+    let id = lab.instance("vm1").unwrap().disks[1].id;
+    lab.change_machine(2, |machine| {
+        machine.mirrored.stored.values_mut().find(|it| it.disk == id).unwrap().content = "rot".into();
+    });
+    let job = lab.submit(verify_disks("vm1"));
+    lab.take_office(1).settle();
+    assert!(lab.outcome(job).unwrap_err().text.starts_with("The replicas of disk/1 of instance 'vm1' are not equal"));
+    let told = [
+        "* disk/0: 256 chunks compared on node01, node02: equal",
+        "* disk/1: 1 of 16 chunks of 4 MiB differ between node01, node02, the first is chunk 0",
+    ];
+    assert_eq!(lab.lines(job), told);
+    // as the failure advises
+    lab.run(replace("vm1", None)).unwrap();
+    lab.run(verify_disks("vm1")).unwrap();
+    lab.check();
+}
+
+#[test]
+fn the_second_replica_goes_to_another_node() {
+    for start in [false, true] {
+        let lab = Lab::new();
+        lab.run(created_mirrored("vm1", start)).unwrap();
+        let job = lab.submit(replace("vm1", Some("node04")));
+        lab.take_office(1).settle();
+        lab.outcome(job).unwrap();
+        let steps: Vec<String> = lab.lines(job).into_iter().filter(|line| line.starts_with("STEP")).collect();
+        let told = [
+            "STEP 1/6 Check device existence",
+            "STEP 2/6 Check peer consistency",
+            "STEP 3/6 Allocate new storage",
+            "STEP 4/6 Changing drbd configuration",
+            "STEP 5/6 Sync devices",
+            "STEP 6/6 Removing old storage",
+        ];
+        assert_eq!(steps, told);
+        let instance = lab.instance("vm1").unwrap();
+        assert_eq!((instance.primary, instance.secondaries), (NodeId(1), vec![NodeId(4)]));
+        assert_eq!(in_sync(&lab, "vm1"), [[1, 4], [1, 4]]);
+        assert!(lab.machine(2).mirrored.stored.is_empty());
+        assert_eq!(guest(&lab, "vm1").is_some(), start);
+        assert!(!attached(&lab, "vm1"));
+        lab.check();
+    }
+}
+
+#[test]
+fn an_old_secondary_that_does_not_answer_is_replaced_all_the_same() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", true)).unwrap();
+    outdate(&lab, "vm1", 2);
+    let change = NodeChange { offline: Some(true), ..NodeChange::default() };
+    lab.apply(vec![Command::ModifyNode { node: NodeId(2), change }]).unwrap();
+    let job = lab.submit(replace("vm1", Some("node04")));
+    lab.take_office(1).settle();
+    lab.outcome(job).unwrap();
+    let warning = " - WARNING: Can't remove the old storage of disk/0 on node 'node02': it is offline";
+    assert!(lab.lines(job).iter().any(|line| line == warning), "{:?}", lab.lines(job));
+    assert_eq!(in_sync(&lab, "vm1"), [[1, 4], [1, 4]]);
+}
+
+#[test]
+fn a_replacement_that_fails_leaves_the_old_secondary() {
+    for start in [false, true] {
+        for fault in ["create_disk vm1/1", "attach", "sync"] {
+            let lab = Lab::new();
+            lab.run(created_mirrored("vm1", start)).unwrap();
+            if start && fault == "attach" {
+                continue;
+            }
+            lab.inner().no_resync = fault == "sync";
+            lab.fault(fault, 1000, Fault::Failed);
+            lab.run(replace("vm1", Some("node04"))).unwrap_err();
+            assert_eq!(lab.instance("vm1").unwrap().secondaries, [NodeId(2)], "{fault}");
+            assert_eq!(in_sync(&lab, "vm1"), [[1, 2], [1, 2]]);
+            assert!(lab.machine(4).mirrored.stored.is_empty());
+            assert_eq!(guest(&lab, "vm1").is_some(), start);
+            lab.check();
+        }
+    }
+}
+
+#[test]
+fn a_replacement_needs_a_mirrored_instance_and_another_node() {
+    let lab = Lab::new();
+    lab.run(created("vm1", false)).unwrap();
+    lab.run(created_mirrored("vm2", false)).unwrap();
+    let refused = |op| lab.run(op).unwrap_err().text;
+    assert_eq!(refused(replace("vm1", Some("node04"))), "Instance's disk layout 'file' does not allow replacing disks");
+    assert_eq!(refused(replace("vm2", Some("node01"))), "The specified node is the primary node of the instance");
+    assert_eq!(
+        refused(replace("vm2", Some("node02"))),
+        "The specified node is already the secondary node of the instance"
+    );
+    assert_eq!(refused(replace("vm2", Some("node03"))), "Cannot use non-vm_capable secondary node 'node03'");
+    lab.change_machine(4, |machine| machine.mirror_free_mib = 0);
+    assert_eq!(
+        refused(replace("vm2", Some("node04"))),
+        "Not enough disk space on target node node04: required 1088 MiB, available 0 MiB"
+    );
+    lab.check();
+}

@@ -192,7 +192,10 @@ impl State {
     }
 
     pub(super) fn grow(&mut self, disk: DiskId, ver: Version, size_mib: u64) -> Result<Applied, Rejection> {
-        check_version(self.mirror(disk)?, ver)?;
+        let disks = &self.instance_of(disk)?.disks;
+        if let Some(mirror) = disks.iter().find(|it| it.id == disk).and_then(|it| it.mirror.as_ref()) {
+            check_version(mirror, ver)?;
+        }
         let n = self.incarnation.n;
         let disks = self.instances.values_mut().flat_map(|instance| &mut instance.disks);
         for it in disks.filter(|it| it.id == disk) {
