@@ -142,7 +142,10 @@ pub async fn launch(
     if !ctx.is_done("disown") {
         // Only when the node says that nothing is left of it is the right given back. If the node does not answer, it
         // keeps it: nobody may start a second one.
-        let call = stop_call(instance, run, 0, true);
+        // After a restart of its node a run has nothing that could be released.
+        let now = ctx.state();
+        let release = find_id(&now, id).is_ok_and(|instance| current_run(&now, instance) == Some(run));
+        let call = stop_call(instance, run, 0, release);
         match ctx.call_within(node, call, STOP).await {
             Ok(_) => ctx.commit("disown", vec![Command::Disown { instance: id, run, want: None }]).await?,
             Err(Halt::Failed(left)) => {

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::lab::{Fault, Lab, Stop};
 use crate::operations::*;
 
-struct Case {
+pub struct Case {
     name: &'static str,
     /// What is there before.
     set_up: fn(&Arc<Lab>),
@@ -23,7 +23,7 @@ struct Case {
     once: bool,
 }
 
-fn case(name: &'static str, set_up: fn(&Arc<Lab>), op: fn() -> Opcode, check: fn(&Arc<Lab>, JobId)) -> Case {
+pub fn case(name: &'static str, set_up: fn(&Arc<Lab>), op: fn() -> Opcode, check: fn(&Arc<Lab>, JobId)) -> Case {
     Case { name, set_up, op, check, once: false }
 }
 
@@ -37,16 +37,16 @@ fn running(lab: &Arc<Lab>) {
     lab.run(created("vm1", true)).unwrap();
 }
 
-fn success(lab: &Arc<Lab>, job: JobId) {
+pub fn success(lab: &Arc<Lab>, job: JobId) {
     assert_eq!(lab.status(job), JobStatus::Success, "{:?}", lab.outcome(job));
 }
 
-fn failure(lab: &Arc<Lab>, job: JobId, text: &str) {
+pub fn failure(lab: &Arc<Lab>, job: JobId, text: &str) {
     assert_eq!(lab.outcome(job).unwrap_err().text, text);
 }
 
 fn cases() -> Vec<Case> {
-    vec![
+    let mut cases = vec![
         case(
             "create",
             nothing,
@@ -297,7 +297,9 @@ fn cases() -> Vec<Case> {
             },
             success,
         ),
-    ]
+    ];
+    cases.extend(crate::moves::cases());
+    cases
 }
 
 /// What can be seen of a cluster, but for who is in office, and what depends on the time or on how often was tried.

@@ -57,6 +57,8 @@ pub struct Inner {
     pub points: usize,
     pub stop: Option<(usize, Stop)>,
     pub halted: bool,
+    /// A machine that goes down at a point, and whether it is back at once.
+    pub crash: Option<(usize, NodeId, bool)>,
     /// Replicas are not filled by themselves.
     pub no_resync: bool,
 }
@@ -83,6 +85,12 @@ impl Inner {
                     let grown = stored(rid, replica.node).is_some_and(|stored| stored.size_mib >= *size_mib);
                     assert!(grown, "a disk grows before its replicas have");
                 }
+            }
+            Command::Handover { migration } => {
+                let moving = |it: &&Instance| it.migration.is_some_and(|other| other.id == *migration);
+                let instance = self.state.instances.values().find(moving).unwrap();
+                let source = &self.machines[&instance.owner.unwrap().node];
+                assert!(source.is_quiesced(instance, *migration), "handed over before the source's disks were closed");
             }
             Command::Disown { instance, run, .. } if !self.failures_ignored() => {
                 // Of what is removed in the same entry, nobody misses anything.
@@ -134,7 +142,8 @@ impl Inner {
             for (rid, replica) in mirror.replicas.iter().filter(|(_, replica)| replica.member.is_none()) {
                 let stored = &self.machines[&replica.node].mirrored.stored;
                 let machine = &self.machines[&by.node].mirrored;
-                if !stored.contains_key(rid) || machine.served.get(&disk.id) != mirror.run.as_ref() {
+                let offline = state.nodes[&replica.node].offline;
+                if offline || !stored.contains_key(rid) || machine.served.get(&disk.id) != mirror.run.as_ref() {
                     continue;
                 }
                 let source = mirror.replica_on(by.node).map(|(source, _)| machine.stored[&source].content.clone());
@@ -220,6 +229,7 @@ impl Lab {
             points: 0,
             stop: None,
             halted: false,
+            crash: None,
             no_resync: false,
         };
         let lab = Self {
@@ -294,11 +304,36 @@ impl Lab {
             machine.guests.clear();
             machine.mirrored.served.clear();
             machine.mirrored.attached.clear();
+            machine.moving = crate::migration::Moving::default();
+            machine.down = false;
         }
         let previous = state.nodes[&node].life;
         let boot = format!("boot{node}-{}", previous.0 + 1);
         self.apply(vec![Command::JoinNode { node, boot, previous, runs: Vec::new() }]).unwrap();
         assert_ne!(self.state().nodes[&node].life, Life(0));
+    }
+
+    /// A machine goes down at that point, counted from now; it is back at once, as another boot, or stays away.
+    pub fn crash_at(&self, point: usize, node: u64, back: bool) {
+        let mut inner = self.inner();
+        inner.points = 0;
+        inner.crash = Some((point, NodeId(node), back));
+    }
+
+    /// The machine that is to crash does, if this is the point.
+    pub fn crash_if_due(&self) {
+        let (node, back) = {
+            let mut inner = self.inner();
+            let Some((_, node, back)) = inner.crash.filter(|(point, ..)| *point == inner.points + 1) else { return };
+            inner.crash = None;
+            let machine = inner.machines.get_mut(&node).unwrap();
+            machine.down = true;
+            machine.ended.extend(std::mem::take(&mut machine.guests).into_keys());
+            (node, back)
+        };
+        if back {
+            self.boot(node);
+        }
     }
 
     /// Queues a job of these opcodes.
@@ -441,7 +476,10 @@ impl Lab {
                 inner.clock = inner.clock.max(until);
                 let full = inner.fill();
                 drop(inner);
-                for command in full {
+                for mut command in full {
+                    if let Command::InSync { disk, ver, .. } = &mut command {
+                        *ver = replicas::find(&self.state(), *disk).unwrap().2.ver;
+                    }
                     self.apply(vec![command]).unwrap();
                 }
                 sleeper.send(()).unwrap();

@@ -6,6 +6,7 @@ use jobs::agent::{Call, DiskRef, Facts, LiveInstance, Problem, Reply, Stopped};
 use model::{DiskId, DiskTemplate, InstanceId, NodeId, RunId, State};
 use opcodes::Failure;
 
+use crate::migration::{Moving, Phase};
 use crate::replicas::Replicas;
 
 /// A disk that was made.
@@ -24,6 +25,9 @@ pub struct Guest {
     pub paused: bool,
     /// How often it was restarted in its process.
     pub resets: u32,
+    pub phase: Phase,
+    /// The run in which it was booted: what it has in memory.
+    pub booted: RunId,
 }
 
 /// A node.
@@ -33,6 +37,9 @@ pub struct Machine {
     /// By instance and index, as in a path.
     pub disks: BTreeMap<(String, usize), StoredDisk>,
     pub mirrored: Replicas,
+    pub moving: Moving,
+    /// It is switched off.
+    pub down: bool,
     /// Somebody has open what is attached.
     pub busy: bool,
     pub guests: BTreeMap<RunId, Guest>,
@@ -57,6 +64,8 @@ impl Machine {
             id,
             disks: BTreeMap::new(),
             mirrored: Replicas::default(),
+            moving: Moving::default(),
+            down: false,
             busy: false,
             guests: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -147,7 +156,8 @@ impl Machine {
                     }
                 }
                 assert!(self.guests.contains_key(run) || !self.runs(&spec.name), "a second guest of one instance");
-                let guest = Guest { id: spec.id, name: spec.name.clone(), paused: *paused, resets: 0 };
+                let name = spec.name.clone();
+                let guest = Guest { id: spec.id, name, paused: *paused, resets: 0, phase: Phase::Home, booted: *run };
                 self.guests.entry(*run).or_insert(guest);
             }
             Call::Stop { run, id, timeout, disks, release, .. } => {
@@ -155,6 +165,7 @@ impl Machine {
                 // What was made for the instance is taken away with the run: that must not be another one's.
                 assert!(self.guests.values().all(|guest| guest.id != *id), "an old run is ended under a new one");
                 self.ended.insert(*run);
+                self.forget_run(*id, *run, disks);
                 self.end_run(disks, *run, *release, state);
                 return Ok(Reply::Stopped(match ran {
                     false => Stopped::NotRunning,
@@ -167,7 +178,7 @@ impl Machine {
                 None => return Err(Failure::failed(format!("instance '{instance}' is not running"))),
             },
             Call::Leave => self.left = true,
-            other => panic!("no operation asks for {other:?}"),
+            other => return self.move_guest(other, state),
         }
         Ok(Reply::Done)
     }
@@ -214,6 +225,14 @@ pub fn words(call: &Call) -> String {
         Call::CaughtUp { .. } => "caught_up".into(),
         Call::Delay { millis } => format!("delay {millis}"),
         Call::Leave => "leave".into(),
+        Call::LookAtRun { run, .. } => format!("look_at_run {run}"),
+        Call::Receive { spec, run, .. } => format!("receive {} {run}", spec.name),
+        Call::Send { instance, run, .. } => format!("send {instance} {run}"),
+        Call::LookAtSending { run, .. } => format!("look_at_sending {run}"),
+        Call::Quiesce { .. } => "quiesce".into(),
+        Call::TakeFrames { .. } => "take_frames".into(),
+        Call::Continue { instance, run, .. } => format!("continue {instance} {run}"),
+        Call::Stay { instance, run, .. } => format!("stay {instance} {run}"),
         other => format!("{other:?}"),
     }
 }

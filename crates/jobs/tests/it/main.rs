@@ -9,6 +9,8 @@ mod interruption;
 mod lab;
 mod machine;
 mod master;
+mod migration;
+mod moves;
 mod operations;
 mod queue;
 mod replicas;

@@ -54,6 +54,7 @@ impl Master {
     /// One of the points at which the master may be stopped.
     async fn point(&self) -> Passage {
         tokio::task::yield_now().await;
+        self.lab.crash_if_due();
         let halted = {
             let mut inner = self.lab.inner();
             inner.points += 1;
@@ -91,9 +92,14 @@ impl Master {
         if self.term < machine.term {
             return Err(CallError::Deposed);
         }
+        if machine.down {
+            return Err(CallError::Unreachable("no route to host".into()));
+        }
         machine.term = self.term;
         let outcome = machine.carry_out(call, &state);
         crate::replicas::replicate(&mut inner.machines, &state);
+        crate::migration::deliver(&mut inner.machines);
+        crate::migration::check_running(&inner.machines, &state);
         inner.journal.push(format!("{name} {}", words(call)));
         outcome.map_err(CallError::Failed)
     }

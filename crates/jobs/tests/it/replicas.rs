@@ -75,6 +75,10 @@ impl Machine {
         let (_, _, mirror) = find(state, disk.id).expect("a disk is served that the cluster does not know");
         assert_eq!(mirror.run, Some(run), "a disk is served to another run than the committed one");
         assert_eq!(mirror.primary.map(|owner| owner.node), Some(self.id), "a disk is served without the right");
+        let owner = mirror.primary.unwrap();
+        if state.nodes[&owner.node].life != owner.life {
+            return Err(Failure::failed(format!("disk {} was this node's before it was started anew", disk.id)));
+        }
         if self.mirrored.served.insert(disk.id, run) != Some(run) {
             self.mirrored.resync.clear();
         }

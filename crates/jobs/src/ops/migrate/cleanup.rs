@@ -65,7 +65,7 @@ pub async fn cleanup(ctx: &Context, name: &str) -> Result<Value, Halt> {
         Left::HandedOver(trip, figures) => {
             let to = ctx.state().node_name(trip.plan.to);
             ctx.say(format!("* the instance was handed over to {to}: it goes on there")).await?;
-            end::finish(ctx, &trip, &figures).await?;
+            end::finish(ctx, &trip, &figures, None).await?;
         }
         Left::Nothing => {}
     }

@@ -95,8 +95,8 @@ pub async fn stay(ctx: &Context, trip: &Trip) -> Result<Option<String>, Halt> {
     })
 }
 
-/// After the handover: the guest goes on at the destination, and its old run ends.
-pub async fn finish(ctx: &Context, trip: &Trip, figures: &Figures) -> Result<Value, Halt> {
+/// After the handover: the guest goes on at the destination, and its old run ends. `last` is said at the end.
+pub async fn finish(ctx: &Context, trip: &Trip, figures: &Figures, last: Option<&str>) -> Result<Value, Halt> {
     let result = json!({
         "total_ms": figures.total_ms,
         "downtime_ms": figures.downtime_ms,
@@ -131,7 +131,10 @@ pub async fn finish(ctx: &Context, trip: &Trip, figures: &Figures) -> Result<Val
             total as f64 / 1000.0
         ));
     }
-    entry.say("* done").commit().await?;
+    if let Some(last) = last {
+        entry = entry.say(last);
+    }
+    entry.commit().await?;
     Ok(result)
 }
 

@@ -113,7 +113,7 @@ pub async fn migrate(ctx: &Context, op: InstanceMigrate) -> Result<Value, Halt> 
             Err(halt) => return Err(halt),
         },
     };
-    end::finish(ctx, &trip, &figures).await
+    end::finish(ctx, &trip, &figures, Some("* done")).await
 }
 
 /// The failover that takes the place of a migration.

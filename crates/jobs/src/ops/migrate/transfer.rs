@@ -127,7 +127,8 @@ async fn watch(ctx: &Context, trip: &Trip, hypervisor: &str, mut sending: Reply)
                 return Ok(Figures { total_ms, downtime_ms, bytes, paused });
             }
             Reply::Sending(Sending::Failed { why }) => {
-                return Err(Failure::failed(format!("the transfer of its memory failed: {why}")).into());
+                let to = ctx.state().node_name(plan.to);
+                return Err(Failure::failed(format!("the transfer of its memory to node '{to}' failed: {why}")).into());
             }
             Reply::Sending(Sending::Active { remaining, total, .. }) => {
                 let line = format!("* memory transfer progress: {:.2} %", percent(remaining, total));
