@@ -182,7 +182,7 @@ impl Machine {
         let word = |member: bool| if member { "UpToDate" } else { "Inconsistent" };
         let peer = |(rid, replica): (&ReplicaId, &model::MirrorReplica)| {
             let member = replica.member.is_some();
-            let percent = self.mirrored.resync.get(rid).copied().unwrap_or(0);
+            let percent = self.mirrored.resync.get(rid).copied().unwrap_or(0).min(100);
             let total = stored.size_mib << 20;
             let done = total * percent / 100;
             let filling = serving.is_some() && !member;
