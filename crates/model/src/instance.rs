@@ -138,6 +138,9 @@ pub enum Provision {
     Creating(JobId),
     /// It is complete.
     Ready,
+    /// A job copies its content into these disks. It is started, changed or removed by that job alone; the disks that it had
+    /// before are kept until the copy is complete, and are its disks again if the job fails.
+    Converting(JobId),
     /// A job is taking it away.
     Removing(JobId),
 }
@@ -195,6 +198,17 @@ pub struct Instance {
     pub tags: BTreeSet<String>,
 }
 
+/// Other disks for an instance, stored in another way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewStorage {
+    /// See [`Instance::disk_template`].
+    pub template: DiskTemplate,
+    /// See [`Instance::disks`].
+    pub disks: Vec<Disk>,
+    /// See [`Instance::secondaries`].
+    pub secondaries: Vec<NodeId>,
+}
+
 /// A change of an instance's configuration; absent fields stay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InstanceChange {
@@ -205,6 +219,9 @@ pub struct InstanceChange {
     /// One of the secondary nodes, with which the primary node changes places. Only of an instance that nobody owns.
     #[serde(default)]
     pub primary: Option<NodeId>,
+    /// Other disks in place of those that it has. Only of an instance that nobody owns.
+    #[serde(default)]
+    pub storage: Option<NewStorage>,
     /// See [`Instance::os`].
     pub os: Option<String>,
     /// Hypervisor parameters to set (`Some`) or to give back to the cluster's (`None`).

@@ -28,7 +28,9 @@ pub use disk::{DiskRejection, Epoch, Forced, MAX_REPLICAS, Migration, Mirror, Mi
 pub use group::{AllocPolicy, Group};
 pub use ids::{DiskId, GroupId, InstanceId, JobId, Life, NodeId, ReplicaId, RunId, Timestamp, Uuid};
 pub use incarnation::{ForkPoint, Incarnation};
-pub use instance::{AdminState, Disk, DiskAccess, DiskTemplate, Instance, InstanceChange, Nic, NodeLife, Provision};
+pub use instance::{
+    AdminState, Disk, DiskAccess, DiskTemplate, Instance, InstanceChange, NewStorage, Nic, NodeLife, Provision,
+};
 pub use job::{
     Job, JobChange, JobEnd, JobStatus, LogEntry, LogKind, MAX_QUEUED_JOBS, NewJob, Op, OpStatus, Step, StepDone,
 };

@@ -162,17 +162,7 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         .into());
     }
     let template = op.disk_template.or(cluster.disk_templates.first().copied()).unwrap_or(DiskTemplate::File);
-    if !cluster.disk_templates.contains(&template) {
-        let enabled: Vec<&str> = cluster.disk_templates.iter().map(|template| template.name()).collect();
-        return Err(Failure {
-            code: None,
-            ..wrong_input(format!(
-                "Disk template '{template}' is not enabled in cluster. Enabled disk templates are: {}",
-                enabled.join(",")
-            ))
-        }
-        .into());
-    }
+    check_template(&state, template)?;
     let (primary, secondaries) = chosen_nodes(&state, op, template)?;
     let refused = |error: params::ParamError| Halt::from(wrong_input(error.to_string()));
     let hvparams = params::check(params::hypervisor(&hypervisor).unwrap_or(&[]), &op.hvparams).map_err(refused)?;
@@ -224,6 +214,22 @@ async fn check(ctx: &Context, op: &InstanceCreate) -> Result<Instance, Halt> {
         ctx.call(node, Call::CheckInstance { spec: spec.clone(), install }).await?;
     }
     Ok(instance)
+}
+
+/// Refuses a template that the cluster is not to use.
+pub fn check_template(state: &State, template: DiskTemplate) -> Result<(), Failure> {
+    let enabled = state.cluster.as_ref().map_or(&[][..], |cluster| &cluster.disk_templates);
+    if enabled.contains(&template) {
+        return Ok(());
+    }
+    let names: Vec<&str> = enabled.iter().map(|template| template.name()).collect();
+    Err(Failure {
+        code: None,
+        ..wrong_input(format!(
+            "Disk template '{template}' is not enabled in cluster. Enabled disk templates are: {}",
+            names.join(",")
+        ))
+    })
 }
 
 /// A host name as in RFC 1123; it becomes part of paths.

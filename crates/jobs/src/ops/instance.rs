@@ -28,6 +28,9 @@ pub fn find<'a>(state: &'a State, name: &str) -> Result<&'a Instance, Failure> {
     match instance.provision {
         Provision::Ready => Ok(instance),
         Provision::Creating(job) => Err(wrong_state(format!("Instance '{name}' is still being made by job {job}"))),
+        Provision::Converting(job) => {
+            Err(wrong_state(format!("The disks of instance '{name}' are being converted by job {job}")))
+        }
         Provision::Removing(job) => Err(wrong_state(format!("Instance '{name}' is being removed by job {job}"))),
     }
 }

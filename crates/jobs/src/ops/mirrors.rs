@@ -170,8 +170,12 @@ pub async fn wait_for_sync(ctx: &Context, id: InstanceId, nodes: &[NodeId]) -> R
             return Err(wrong_state(format!("nothing serves the disks of instance '{name}' any more")).into());
         }
         let reports = reports(ctx, instance).await?;
+        // What is in sync by now has no progress to tell.
+        let now = ctx.state();
+        let still = lacking(&now);
         let lines: Vec<String> = missing
             .iter()
+            .filter(|replica| still.contains(replica))
             .map(|(index, rid, node)| progress(*index, instance, *rid, &state.node_name(*node), &reports))
             .collect();
         quiet = if lines == told { quiet + 1 } else { 0 };

@@ -76,11 +76,18 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
         }
         Opcode::InstanceSetParams(op) => {
             wants.insert(instance(&op.instance_name), Mode::Exclusive);
+            if op.disk_template.is_some() {
+                wants.extend(homes(&op.instance_name));
+                wants.extend(op.remote_node.as_deref().and_then(node).map(|lock| (lock, Mode::Shared)));
+            }
         }
         Opcode::TestDelay(op) if op.no_locks => {}
         Opcode::TestDelay(op) => {
             wants.extend(op.on_nodes.iter().filter_map(|name| node(name)).map(|lock| (lock, Mode::Exclusive)));
         }
+    }
+    if let Opcode::InstanceReplaceDisks(op) = opcode {
+        wants.extend(op.remote_node.as_deref().and_then(node).map(|lock| (lock, Mode::Shared)));
     }
     wants
 }

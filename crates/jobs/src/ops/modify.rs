@@ -17,6 +17,9 @@ use crate::context::{Context, Halt};
 type Changes = BTreeMap<String, Option<ParamValue>>;
 
 pub async fn set_params(ctx: &Context, op: InstanceSetParams) -> Result<Value, Halt> {
+    if let Some(template) = op.disk_template {
+        return super::convert::convert(ctx, &op, template).await;
+    }
     let (id, change, told): (_, InstanceChange, Vec<(String, String)>) =
         ctx.step("check", || async { plan(ctx, &op).await }).await?;
     ctx.commit("modify", vec![Command::ModifyInstance { instance: id, change: Box::new(change) }]).await?;
@@ -72,6 +75,14 @@ async fn plan(
     }
     if let Some(want) = change.want {
         told.push(("admin_state".into(), want.word().into()));
+    }
+    if let Some(node) = &op.remote_node {
+        return Err(wrong_input(format!(
+            "A secondary node ('{node}') can be given only with a disk template that needs one; 'gnt-instance replace-disks -n \
+             {node} {}' changes that of a mirrored instance",
+            instance.name
+        ))
+        .into());
     }
     if told.is_empty() {
         return Err(wrong_input("No changes submitted").into());

@@ -103,7 +103,7 @@ pub async fn config(ctx: &Context, op: Verify) -> Result<Value, Halt> {
             let text = format!("instance {} has a primary node that does not exist", instance.name);
             report.error("ECLUSTERDANGLINGINST", "node", &state.node_name(instance.primary), text).await?;
         }
-        if let Provision::Creating(job) | Provision::Removing(job) = instance.provision
+        if let Provision::Creating(job) | Provision::Converting(job) | Provision::Removing(job) = instance.provision
             && state.jobs.get(&job).is_none_or(|job| job.status.is_final())
         {
             let text = format!("is left half-made by job {job}");

@@ -1,10 +1,13 @@
 //! Instances with mirrored disks: making, starting, removing them, and what is done with their disks.
 
-use model::{Command, DiskTemplate, MirrorMode, NodeChange, NodeId};
+use std::sync::Arc;
+
+use model::{Command, DiskTemplate, JobId, MirrorMode, NodeChange, NodeId};
 use opcodes::Opcode;
 use opcodes::op::*;
 use serde_json::json;
 
+use crate::interruption::{Case, case, success};
 use crate::lab::{Fault, Lab};
 use crate::operations::*;
 
@@ -18,7 +21,7 @@ pub fn created_mirrored(name: &str, start: bool) -> Opcode {
 }
 
 /// Why a creation is refused; nothing is made.
-fn refused(lab: &std::sync::Arc<Lab>, op: InstanceCreate) -> String {
+fn refused(lab: &Arc<Lab>, op: InstanceCreate) -> String {
     let failure = lab.run(Opcode::InstanceCreate(Box::new(op))).unwrap_err();
     assert!(lab.instance("vm1").is_none());
     let made: Vec<String> = lab.take_journal().into_iter().filter(|line| line.contains("create_disk")).collect();
@@ -422,4 +425,229 @@ fn a_replacement_needs_a_mirrored_instance_and_another_node() {
         "Not enough disk space on target node node04: required 1088 MiB, available 0 MiB"
     );
     lab.check();
+}
+
+/// Mirrored, if there is a second node; else files.
+pub fn convert(name: &str, node: Option<&str>) -> Opcode {
+    let disk_template = Some(if node.is_some() { DiskTemplate::Drbd } else { DiskTemplate::File });
+    let remote_node = node.map(Into::into);
+    Opcode::InstanceSetParams(Box::new(InstanceSetParams {
+        instance_name: name.into(),
+        disk_template,
+        remote_node,
+        ..Default::default()
+    }))
+}
+
+#[test]
+fn files_become_mirrored_disks_and_files_again() {
+    let lab = Lab::new();
+    lab.run(created("vm1", false)).unwrap();
+    let job = lab.submit(convert("vm1", Some("node02")));
+    lab.take_office(1).settle();
+    assert_eq!(lab.outcome(job).unwrap(), json!([["disk_template", "drbd"]]));
+    let told = [
+        " - INFO: Converting disk template from 'file' to 'drbd'",
+        "* creating new disks...",
+        "* copying disk/0...",
+        "* copying disk/1...",
+        "* removing old disks...",
+    ];
+    assert_eq!(lab.lines(job), told);
+    assert!(lab.machine(1).disks.is_empty());
+    let installed = |node| lab.machine(node).mirrored.stored.values().any(|it| it.content == "busybox+default of vm1");
+    assert!(installed(1) && installed(2));
+    lab.check();
+    lab.run(startup("vm1")).unwrap();
+    lab.run(shutdown("vm1")).unwrap();
+
+    assert_eq!(lab.run(convert("vm1", None)).unwrap(), json!([["disk_template", "file"]]));
+    assert_eq!(lab.instance("vm1").unwrap().secondaries, []);
+    assert_eq!(lab.machine(1).disks[&("vm1".to_owned(), 0)].content, "busybox+default of vm1");
+    lab.check();
+    lab.run(startup("vm1")).unwrap();
+    lab.check();
+}
+
+#[test]
+fn a_conversion_that_fails_leaves_the_disks_as_they_were() {
+    for mirrored in [false, true] {
+        for (fault, kind) in [
+            ("create_disk vm1/1", Fault::Failed),
+            ("attach", Fault::Failed),
+            ("copy vm1/1", Fault::Refused),
+            ("copy vm1/0", Fault::Unreachable),
+        ] {
+            let lab = Lab::new();
+            lab.run(if mirrored { created_mirrored("vm1", false) } else { created("vm1", false) }).unwrap();
+            let before = lab.instance("vm1").unwrap();
+            lab.fault(fault, 1000, kind);
+            lab.run(convert("vm1", if mirrored { None } else { Some("node02") })).unwrap_err();
+            let after = lab.instance("vm1").unwrap();
+            assert_eq!(after.disk_template, before.disk_template);
+            assert_eq!(after.secondaries, before.secondaries);
+            let ids = |instance: &model::Instance| instance.disks.iter().map(|disk| disk.id).collect::<Vec<_>>();
+            assert_eq!(ids(&after), ids(&before), "{fault}");
+            assert_eq!(after.owner, None);
+            lab.check();
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_restarted_during_the_copy_ends_the_conversion() {
+    for mirrored in [false, true] {
+        let lab = Lab::new();
+        lab.run(if mirrored { created_mirrored("vm1", false) } else { created("vm1", false) }).unwrap();
+        lab.fault("copy vm1/1", 1, Fault::Gate);
+        let job = lab.submit(convert("vm1", if mirrored { None } else { Some("node02") }));
+        let office = lab.take_office(2);
+        office.settle();
+        lab.boot(NodeId(1));
+        drop(office);
+        lab.take_office(2).settle();
+        assert_eq!(lab.outcome(job).unwrap_err().text, "node 'node01' was restarted in the meantime");
+        assert_eq!(lab.instance("vm1").unwrap().disk_template == DiskTemplate::Drbd, mirrored);
+        lab.check();
+    }
+}
+
+#[test]
+fn a_conversion_is_refused_where_it_makes_no_sense() {
+    let lab = Lab::new();
+    lab.run(created("vm1", true)).unwrap();
+    lab.run(created_mirrored("vm2", false)).unwrap();
+    let refused = |op| lab.run(op).unwrap_err().text;
+    assert_eq!(
+        refused(convert("vm1", Some("node02"))),
+        "Instance 'vm1' is running, cannot change disk template; stop it first"
+    );
+    lab.run(shutdown("vm1")).unwrap();
+    assert_eq!(refused(convert("vm1", None)), "Instance already has disk template file");
+    assert_eq!(refused(convert("vm1", Some("node01"))), "The secondary node cannot be the primary node.");
+    lab.run(activate("vm2", false)).unwrap();
+    assert!(refused(convert("vm2", None)).contains("deactivate-disks"));
+    lab.run(deactivate("vm2", false)).unwrap();
+    lab.change_machine(2, |machine| machine.mirror_free_mib = 0);
+    assert_eq!(
+        refused(convert("vm1", Some("node02"))),
+        "Not enough disk space on target node node02: required 1088 MiB, available 0 MiB"
+    );
+    lab.change_machine(1, |machine| machine.disk_free_mib = 0);
+    assert_eq!(
+        refused(convert("vm2", None)),
+        "Not enough disk space on target node node01: required 1088 MiB, available 0 MiB"
+    );
+    lab.check();
+}
+
+/// Interruptions of all this; see [`crate::interruption`].
+pub fn cases() -> Vec<Case> {
+    fn stopped(lab: &Arc<Lab>) {
+        lab.run(created_mirrored("vm1", false)).unwrap();
+    }
+    fn running(lab: &Arc<Lab>) {
+        lab.run(created_mirrored("vm1", true)).unwrap();
+    }
+    fn is_stopped(lab: &Arc<Lab>, job: JobId) {
+        success(lab, job);
+        assert_eq!(lab.instance("vm1").unwrap().owner, None);
+    }
+    fn runs(lab: &Arc<Lab>, job: JobId) {
+        success(lab, job);
+        assert!(guest(lab, "vm1").is_some());
+    }
+    fn is_attached(lab: &Arc<Lab>, job: JobId) {
+        success(lab, job);
+        assert!(attached(lab, "vm1"));
+    }
+    fn is_gone(lab: &Arc<Lab>, job: JobId) {
+        success(lab, job);
+        assert_eq!(lab.instance("vm1"), None);
+    }
+    fn failed(lab: &Arc<Lab>, job: JobId) {
+        lab.outcome(job).unwrap_err();
+    }
+    fn activated(lab: &Arc<Lab>) {
+        stopped(lab);
+        lab.run(activate("vm1", false)).unwrap();
+    }
+    vec![
+        case("create mirrored", |_| (), || created_mirrored("vm1", true), runs),
+        case(
+            "create mirrored that fails",
+            |lab| lab.fault("install", 1000, Fault::Failed),
+            || created_mirrored("vm1", true),
+            |lab, job| {
+                failed(lab, job);
+                assert_eq!(lab.instance("vm1"), None);
+            },
+        ),
+        case("startup mirrored", stopped, || startup("vm1"), runs),
+        case("startup of what is attached", activated, || startup("vm1"), runs),
+        case("shutdown mirrored", running, || shutdown("vm1"), is_stopped),
+        case("shutdown of what is attached", activated, || shutdown("vm1"), is_stopped),
+        case("remove mirrored", running, || remove("vm1", false), is_gone),
+        case("activate", stopped, || activate("vm1", false), is_attached),
+        case(
+            "activate that fails",
+            |lab| {
+                stopped(lab);
+                lab.fault("attach", 1000, Fault::Failed);
+            },
+            || activate("vm1", false),
+            |lab, job| {
+                failed(lab, job);
+                assert_eq!(lab.instance("vm1").unwrap().owner, None);
+            },
+        ),
+        case("deactivate", activated, || deactivate("vm1", false), is_stopped),
+        case(
+            "grow",
+            running,
+            || grow("vm1", 0, 10),
+            |lab, job| {
+                success(lab, job);
+                assert_eq!(lab.instance("vm1").unwrap().disks[0].size_mib, 1034);
+            },
+        ),
+        case("compare", stopped, || verify_disks("vm1"), is_stopped),
+        case("replace under a guest", running, || replace("vm1", Some("node04")), runs),
+        case("replace of what is stopped", stopped, || replace("vm1", Some("node04")), is_stopped),
+        case("replace on the same node", stopped, || replace("vm1", None), is_stopped),
+        case(
+            "replace that fails",
+            |lab| {
+                stopped(lab);
+                lab.fault("attach", 1000, Fault::Failed);
+            },
+            || replace("vm1", Some("node04")),
+            failed,
+        ),
+        case(
+            "convert to mirrored",
+            |lab| drop(lab.run(created("vm1", false)).unwrap()),
+            || convert("vm1", Some("node02")),
+            is_stopped,
+        ),
+        case("convert to files", stopped, || convert("vm1", None), is_stopped),
+        case(
+            "convert to mirrored that fails",
+            |lab| {
+                lab.run(created("vm1", false)).unwrap();
+                lab.fault("copy vm1/1", 1000, Fault::Refused);
+            },
+            || convert("vm1", Some("node02")),
+            failed,
+        ),
+        case(
+            "convert to files that fails",
+            |lab| {
+                stopped(lab);
+                lab.fault("copy vm1/1", 1000, Fault::Failed);
+            },
+            || convert("vm1", None),
+            failed,
+        ),
+    ]
 }

@@ -10,6 +10,7 @@ use opcodes::op::{RebootType, TestDelay, Verify};
 use serde_json::json;
 
 use crate::lab::{Fault, Lab, Stop};
+use crate::machine::Machine;
 use crate::operations::*;
 
 pub struct Case {
@@ -299,6 +300,7 @@ fn cases() -> Vec<Case> {
         ),
     ];
     cases.extend(crate::moves::cases());
+    cases.extend(crate::disks::cases());
     cases
 }
 
@@ -320,8 +322,9 @@ fn picture(lab: &Lab) -> Vec<String> {
     });
     let nodes = state.nodes.iter().map(|(id, node)| {
         let flags = (node.master_candidate, node.offline, node.drained, node.serial_no);
-        let disks = if node.vm_capable && id.0 <= 4 { lab.machine(id.0).disks.len() } else { 0 };
-        format!("{id} {} {flags:?} {disks}", node.name)
+        let disks = |machine: Machine| (machine.disks.len(), machine.mirrored.stored.len());
+        let disks = if node.vm_capable && id.0 <= 4 { disks(lab.machine(id.0)) } else { (0, 0) };
+        format!("{id} {} {flags:?} {disks:?}", node.name)
     });
     let mut picture: Vec<String> = instances.chain(nodes).collect();
     picture.sort();

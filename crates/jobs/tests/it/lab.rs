@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use model::{
-    Applied, Cluster, Command, Disk, DiskTemplate, Instance, Job, JobId, JobStatus, Life, NewJob, NewNode, NodeChange,
-    NodeId, NodeLife, Proposal, Provision, Rejection, ReplicaId, State, Timestamp, Uuid,
+    Applied, Cluster, Command, Disk, DiskId, DiskTemplate, Instance, Job, JobId, JobStatus, Life, NewJob, NewNode,
+    NodeChange, NodeId, NodeLife, Proposal, Provision, Rejection, ReplicaId, State, Timestamp, Uuid,
 };
 use opcodes::{Failure, Opcode};
 use tokio::sync::{Notify, oneshot, watch};
@@ -103,7 +103,8 @@ impl Inner {
                         !machine.guests.contains_key(run),
                         "the right to run is given back before the guest is gone"
                     );
-                    let served = machine.mirrored.served.values().any(|served| served == run);
+                    let kept = |disk: &DiskId| replicas::find(next, *disk).is_some();
+                    let served = machine.mirrored.served.iter().any(|(disk, served)| served == run && kept(disk));
                     assert!(!served, "a disk is disowned before it was released");
                 }
             }

@@ -90,6 +90,27 @@ impl State {
             *place = old;
             next.primary = node;
         }
+        if let Some(storage) = &change.storage {
+            if next.owner.is_some_and(|owner| !self.is_void(owner)) {
+                return Err(Rejection::State(format!(
+                    "Instance '{}' is running, its disks can't be replaced by others",
+                    next.name
+                )));
+            }
+            for node in &storage.secondaries {
+                self.check_vm_capable(*node)?;
+            }
+            if (storage.template == DiskTemplate::Diskless) != storage.disks.is_empty() {
+                return Err(Rejection::Invalid("No disk information specified".into()));
+            }
+            next.owner = None;
+            next.run = None;
+            next.disk_template = storage.template;
+            next.disks.clone_from(&storage.disks);
+            next.secondaries.clone_from(&storage.secondaries);
+            self.check_new_mirrors(&next)?;
+            Self::number_mirrors(&mut next, self.incarnation.n);
+        }
         if let Some(os) = &change.os {
             next.os.clone_from(os);
         }

@@ -2,7 +2,7 @@
 
 use super::super::testing::run;
 use super::*;
-use crate::{Applied, ParamValue};
+use crate::{Applied, DiskId, Mirror, MirrorMode, NewStorage, ParamValue, ReplicaId, Version};
 
 fn add(change: impl FnOnce(&mut Instance)) -> Command {
     let mut new = instance(NOBODY, "vm9", 1);
@@ -163,4 +163,49 @@ fn the_primary_node_of_a_stopped_instance_changes_places_with_a_secondary() {
         let vm2 = &state.instances[&VM2];
         assert_eq!((vm2.primary, &vm2.secondaries), (new, &vec![NodeId(9), old]));
     }
+}
+
+/// Other disks for an instance: mirrored between these nodes.
+fn converted(id: InstanceId, nodes: [u64; 2], change: impl FnOnce(&mut NewStorage)) -> Command {
+    let replicas =
+        nodes.map(|node| (ReplicaId(Uuid::from_u128(u128::from(node))), NodeId(node), format!("boot{node}")));
+    let mut disk = instance(id, "", nodes[0]).disks.remove(0);
+    disk.id = DiskId(Uuid::from_u128(0xd9));
+    disk.mirror = Some(Mirror::new(MirrorMode::Manual, replicas));
+    let mut storage =
+        NewStorage { template: DiskTemplate::Drbd, disks: vec![disk], secondaries: vec![NodeId(nodes[1])] };
+    change(&mut storage);
+    let change = InstanceChange { storage: Some(storage), ..InstanceChange::default() };
+    Command::ModifyInstance { instance: id, change: Box::new(change) }
+}
+
+#[test]
+fn a_stopped_instance_can_have_other_disks() {
+    check_refused(vec![
+        ("runs", converted(VM1, [1, 2], |_| ()), "Instance 'vm1' is running, its disks can't be replaced by others"),
+        ("a witness", converted(VM3, [2, 3], |_| ()), "Node 'node03' is not vm_capable"),
+        ("no disks", converted(VM3, [2, 1], |new| new.disks.clear()), "No disk information specified"),
+    ]);
+    let mismatch = converted(VM2, [2, 1], |new| new.secondaries.clear());
+    assert!(run(&mut busy(), vec![mismatch]).unwrap_err().to_string().contains("don't fit the nodes"));
+    let files = busy().instances[&VM2].clone();
+    let state = after(vec![converted(VM2, [2, 1], |_| ())]);
+    let vm2 = &state.instances[&VM2];
+    assert_eq!((vm2.disk_template, vm2.secondaries.as_slice()), (DiskTemplate::Drbd, &[NodeId(1)][..]));
+    assert_eq!(vm2.disks[0].mirror.as_ref().unwrap().ver, Version { n: state.incarnation.n, v: 1 });
+    // and back
+    let back = converted(VM2, [2, 1], |new| {
+        *new = NewStorage { template: DiskTemplate::File, disks: files.disks.clone(), secondaries: Vec::new() };
+    });
+    let state = after(vec![converted(VM2, [2, 1], |_| ()), back]);
+    assert_eq!(state.instances[&VM2].disks, files.disks);
+}
+
+#[test]
+fn a_disk_without_replicas_grows_whatever_version_is_named() {
+    let disk = busy().instances[&VM1].disks[0].clone();
+    let grow = |size_mib| Command::Grow { disk: disk.id, ver: Version::default(), size_mib };
+    let state = after(vec![grow(disk.size_mib + 1)]);
+    assert_eq!(state.instances[&VM1].disks[0].size_mib, disk.size_mib + 1);
+    assert!(run(&mut busy(), vec![grow(disk.size_mib - 1)]).is_err());
 }
