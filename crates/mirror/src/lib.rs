@@ -10,8 +10,7 @@
 //! | [`driver`] | carries out what a replica's engine wants: medium, connections, proposals, answers | yes |
 //! | [`keeper`] | all replicas of a node, in line with the replicated state | yes |
 //!
-//! The room asks for epochs through [`driver::Authority`]; it does not know consensus. No operation of the cluster makes
-//! mirrored disks yet: the daemon does not use this room so far.
+//! The room asks for epochs through [`driver::Authority`]; it does not know consensus.
 
 // `clippy.toml` bans clocks, threads, sockets and hash maps for the sake of `engine` and `wire`, which are proved by
 // simulation. The shell around them is there to do just that.
