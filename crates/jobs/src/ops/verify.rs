@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::{Applied, Command, DiskTemplate, GroupId, JobId, NewJob, NodeId, Provision, State, params};
+use model::{Applied, Command, DiskTemplate, GroupId, Instance, JobId, NewJob, NodeId, Provision, State, params};
+use opcodes::disks::ReplicaReport;
 use opcodes::op::{Verify, VerifyGroup};
 use opcodes::{Failure, Opcode};
 use serde_json::{Value, json};
@@ -146,6 +147,7 @@ pub async fn group(ctx: &Context, op: VerifyGroup) -> Result<Value, Halt> {
     let facts = gather(&online, |id| facts(ctx, id)).await;
     report.stage(format!("Gathering disk information ({} nodes)", members.len())).await?;
     let problems = gather(&online, |id| look(ctx, &state, group, id)).await;
+    let replicas = gather(&with_replicas(&state, &online), |id| replicas(ctx, id)).await;
 
     report.stage("Verifying configuration file consistency").await?;
     let index = ctx.world().applied_index();
@@ -160,6 +162,7 @@ pub async fn group(ctx: &Context, op: VerifyGroup) -> Result<Value, Halt> {
     node_status(&mut report, ctx, &state, &members, &facts, &problems).await?;
     report.stage("Verifying instance status").await?;
     instance_status(&mut report, &state, &members, &facts).await?;
+    mirror_status(&mut report, &state, &members, &replicas).await?;
     report.stage("Verifying orphan volumes").await?;
     for problem in with_code(&problems, "ENODEORPHANLV") {
         report.problem(problem).await?;
@@ -191,6 +194,21 @@ async fn facts(ctx: &Context, id: NodeId) -> Result<Facts, CallError> {
     }
 }
 
+/// Those of the nodes that hold replicas of mirrored disks.
+fn with_replicas(state: &State, nodes: &[NodeId]) -> Vec<NodeId> {
+    let disks = state.instances.values().flat_map(|instance| &instance.disks);
+    let replicas = disks.filter_map(|disk| disk.mirror.as_ref()).flat_map(|mirror| mirror.replicas.values());
+    let holders: BTreeSet<NodeId> = replicas.map(|replica| replica.node).collect();
+    nodes.iter().copied().filter(|node| holders.contains(node)).collect()
+}
+
+async fn replicas(ctx: &Context, id: NodeId) -> Result<Vec<ReplicaReport>, CallError> {
+    match ctx.call_once(id, Call::Replicas { disks: Vec::new() }, LOOK).await? {
+        Reply::Replicas(reports) => Ok(reports),
+        _ => Err(CallError::Unreachable("no data returned".into())),
+    }
+}
+
 async fn look(ctx: &Context, state: &State, group: GroupId, id: NodeId) -> Result<Vec<Problem>, CallError> {
     let node = &state.nodes[&id];
     let mut request = VerifyRequest::default();
@@ -199,12 +217,13 @@ async fn look(ctx: &Context, state: &State, group: GroupId, id: NodeId) -> Resul
         if cluster.disk_templates.contains(&DiskTemplate::File) {
             request.file_storage_dir.clone_from(&cluster.file_storage_dir);
         }
-        let here = state.instances.values().filter(|instance| instance.primary == id);
+        let here = state.instances.values().filter(|it| it.primary == id || it.secondaries.contains(&id));
         let mut bridges = BTreeSet::from([cluster.netdev.clone()]);
         for instance in here {
             let links = instance.nics.iter().map(|nic| state.filled_nicparams(&nic.params));
             bridges.extend(links.filter_map(|nic| nic.get("link").map(ToString::to_string)));
-            if instance.provision == Provision::Ready {
+            // Of mirrored disks their keepers are asked.
+            if instance.provision == Provision::Ready && instance.disk_template != DiskTemplate::Drbd {
                 request.disks.extend(disks(state, instance));
             }
         }
@@ -320,6 +339,79 @@ async fn instance_status(
         }
     }
     Ok(())
+}
+
+/// What is wrong with the replicas of mirrored disks.
+async fn mirror_status(
+    report: &mut Report<'_>,
+    state: &State,
+    members: &[NodeId],
+    reports: &BTreeMap<NodeId, Result<Vec<ReplicaReport>, CallError>>,
+) -> Result<(), Halt> {
+    let here = |instance: &&Instance| {
+        instance.disk_template == DiskTemplate::Drbd
+            && instance.provision == Provision::Ready
+            && members.contains(&instance.primary)
+    };
+    for instance in state.instances.values().filter(here) {
+        let offline = instance.secondaries.iter().filter(|id| state.nodes.get(id).is_none_or(|node| node.offline));
+        let offline: Vec<String> = offline.map(|id| state.node_name(*id)).collect();
+        if !offline.is_empty() {
+            let text = format!("instance has offline secondary node(s) {}", offline.join(", "));
+            report.error("EINSTANCEBADNODE", "instance", &instance.name, text).await?;
+        }
+        for (index, disk) in instance.disks.iter().enumerate() {
+            for (rid, replica) in disk.mirror.iter().flat_map(|mirror| &mirror.replicas) {
+                let Some(answer) = reports.get(&replica.node) else { continue };
+                let found = match answer {
+                    Ok(reports) => reports.iter().find(|it| it.disk == disk.id && it.replica == *rid),
+                    // That the node does not answer is said of the node.
+                    Err(CallError::Unreachable(_)) => continue,
+                    Err(CallError::Deposed) => return Err(Halt::Interrupted),
+                    Err(CallError::Failed(_)) => None,
+                };
+                let node = state.node_name(replica.node);
+                for (text, warning) in replica_problems(index, &node, replica.member.is_some(), found) {
+                    let (code, kind) = ("EINSTANCEFAULTYDISK".into(), "instance".into());
+                    report.problem(&Problem { code, kind, name: instance.name.clone(), text, warning }).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with one replica, and whether it is only worth a warning.
+fn replica_problems(index: usize, node: &str, in_sync: bool, report: Option<&ReplicaReport>) -> Vec<(String, bool)> {
+    let Some(report) = report else {
+        return vec![(
+            format!("couldn't retrieve status for disk/{index} on {node}: no such replica is open there"),
+            false,
+        )];
+    };
+    if let Some(why) = &report.failed {
+        return vec![(format!("disk/{index} on {node} can't be used: {why}"), false)];
+    }
+    let mut problems = Vec::new();
+    if !in_sync {
+        // As in Ganeti: what is being mended is only warned of.
+        let mending =
+            report.peers.iter().any(|peer| peer.connection == "SyncTarget" || peer.connection == "SyncSource");
+        problems.push((
+            format!("disk/{index} on {node} is degraded; local disk state is '{}'", report.state.to_lowercase()),
+            mending,
+        ));
+    }
+    // Only a primary needs its peers.
+    let served = report.peers.iter().filter(|_| report.role == "Primary");
+    for peer in served.filter(|peer| !["Connected", "SyncSource", "SyncTarget"].contains(&peer.connection.as_str())) {
+        let why = peer.refused.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        problems.push((
+            format!("disk/{index} on {node} is not connected to {} ({}{why})", peer.node, peer.connection),
+            false,
+        ));
+    }
+    problems
 }
 
 async fn notes(report: &Report<'_>, state: &State, members: &[NodeId]) -> Result<(), Halt> {

@@ -541,6 +541,39 @@ fn a_conversion_is_refused_where_it_makes_no_sense() {
     lab.check();
 }
 
+/// What the verification of the nodes finds about disks.
+fn faulty_disks(lab: &Arc<Lab>) -> Vec<String> {
+    let options = Verify { error_codes: true, ..Verify::default() };
+    let job = lab.submit(Opcode::ClusterVerifyGroup(VerifyGroup { group_name: "default".into(), options }));
+    lab.take_office(1).settle();
+    lab.outcome(job).unwrap();
+    let of_instances = |line: &String| line.contains("EINSTANCE");
+    lab.lines(job).into_iter().filter(of_instances).map(|line| line.trim_start_matches("  - ").to_owned()).collect()
+}
+
+#[test]
+fn a_verification_finds_replicas_that_are_not_as_they_should_be() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", true)).unwrap();
+    assert_eq!(faulty_disks(&lab), Vec::<String>::new());
+    lab.inner().no_resync = true;
+    outdate(&lab, "vm1", 2);
+    let degraded = |index| {
+        format!(
+            "ERROR:EINSTANCEFAULTYDISK:instance:vm1:disk/{index} on node02 is degraded; local disk state is 'inconsistent'"
+        )
+    };
+    assert_eq!(faulty_disks(&lab), [degraded(0), degraded(1)]);
+    lab.change_machine(2, |machine| drop(machine.mirrored.stored.pop_last()));
+    let gone = "couldn't retrieve status for disk/1 on node02: no such replica is open there";
+    let found = faulty_disks(&lab);
+    assert!(found.contains(&format!("ERROR:EINSTANCEFAULTYDISK:instance:vm1:{gone}")), "{found:?}");
+    let change = NodeChange { offline: Some(true), ..NodeChange::default() };
+    lab.apply(vec![Command::ModifyNode { node: NodeId(2), change }]).unwrap();
+    let offline = "ERROR:EINSTANCEBADNODE:instance:vm1:instance has offline secondary node(s) node02";
+    assert_eq!(faulty_disks(&lab), [offline]);
+}
+
 /// Interruptions of all this; see [`crate::interruption`].
 pub fn cases() -> Vec<Case> {
     fn stopped(lab: &Arc<Lab>) {
