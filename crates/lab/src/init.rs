@@ -82,6 +82,7 @@ fn say(line: &str) {
 fn outside(name: &OsString) -> io::Result<()> {
     // Keys typed in the terminal that the lab was started from are not for us.
     let _ = setsid();
+    sys::pass_nothing_on()?;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS)?;
     let init = Command::new(std::env::current_exe()?).arg(COMMAND).arg(name).arg(INSIDE).spawn()?;
     say(&format!("pid {}", init.id()));

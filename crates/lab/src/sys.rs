@@ -139,6 +139,14 @@ pub(crate) fn unblock_signals(command: &mut Command) {
     unsafe { command.pre_exec(hook) };
 }
 
+/// Lets what this process starts have nothing of what it was itself started with, besides standard input, output and error.
+/// A lock that the caller holds is not to last as long as the lab.
+pub(crate) fn pass_nothing_on() -> io::Result<()> {
+    // SAFETY: a system call with integers. Descriptors stay open here; only those that are passed on change.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+    Ok(())
+}
+
 /// Leaves the keys for interrupt and quit to the command in the foreground, as shells do.
 pub(crate) fn ignore_terminal_signals() {
     // SAFETY: to ignore a signal installs no handler.

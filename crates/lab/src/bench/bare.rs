@@ -139,6 +139,8 @@ fn start(
     line.extend(["-device".to_owned(), "virtio-blk-pci,drive=disk0,addr=0x0c".to_owned()]);
     line.extend(["-netdev".to_owned(), format!("tap,id=nic0,ifname={TAP},script=no,downscript=no")]);
     line.extend(["-device".to_owned(), format!("virtio-net-pci,netdev=nic0,mac={MAC},addr=0x03,romfile=")]);
+    // Its init wants the console that its kernel is told of.
+    line.extend(["-serial", "null"].map(str::to_owned));
     if incoming {
         line.extend(["-incoming", "defer"].map(str::to_owned));
     }
