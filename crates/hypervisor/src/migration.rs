@@ -32,6 +32,9 @@ pub struct MigrationProgress {
     pub total: u64,
     /// Bytes of memory that the guest changes in a second, by the last measurement.
     pub dirty_rate: u64,
+    /// Whether the guest was stopped for the switch: it does nothing here any more, unless the migration fails. Told at
+    /// once. A guest that was paused is not stopped again.
+    pub switching: bool,
 }
 
 /// A migration that is complete on the source's side: all is at the destination, and the source rests.

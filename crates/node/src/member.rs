@@ -433,6 +433,9 @@ impl rpc::Service for PeerService {
         if path == migration::PATH {
             return member.arrive(member.open_letter(&body)?, upgrade).await;
         }
+        if path == migration::FRAMES_PATH {
+            return member.await_frames(member.open_letter(&body)?, upgrade).await;
+        }
         let Some(instance) = path.strip_prefix(CONSOLE_PATH).and_then(|rest| rest.strip_prefix('/')) else {
             return Err(Fault::new(FaultKind::NotFound, format!("there is no stream {path}")));
         };

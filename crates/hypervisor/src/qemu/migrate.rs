@@ -72,6 +72,7 @@ impl Info {
             remaining: self.ram.remaining,
             total: self.ram.total,
             dirty_rate: self.ram.dirty_pages_rate.saturating_mul(self.ram.page_size),
+            switching: false,
         }
     }
 
@@ -164,6 +165,27 @@ impl Run {
         options: &MigrateOptions,
         progress: &watch::Sender<MigrationProgress>,
     ) -> Result<Migrated> {
+        let mut switches = self.status.switches();
+        // Beside the rest: QEMU answers no question between the stop and the end of the switch.
+        let tell = async {
+            while switches.changed().await.is_ok() {
+                progress.send_modify(|progress| progress.switching = true);
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            never = tell => never,
+            sent = self.send(stream, options, progress) => sent,
+        }
+    }
+
+    async fn send(
+        &self,
+        stream: OwnedFd,
+        options: &MigrateOptions,
+        progress: &watch::Sender<MigrationProgress>,
+    ) -> Result<Migrated> {
         match self.status.state() {
             LiveState::Running | LiveState::Paused | LiveState::IoError => {}
             _ => return Err(self.wrong_state("migrate")),
@@ -209,7 +231,9 @@ impl Run {
                     "cancelling" => {}
                     _ => {
                         about.phase = info.phase();
-                        progress.send_replace(info.progress());
+                        progress.send_modify(|progress| {
+                            *progress = MigrationProgress { switching: progress.switching, ..info.progress() };
+                        });
                     }
                 }
             }

@@ -21,6 +21,8 @@ pub(super) struct Status {
     live: Mutex<Live>,
     /// Counts what QEMU told about migrations.
     migrations: watch::Sender<u64>,
+    /// Counts how often it has stopped the guest for a switch.
+    switches: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,7 @@ impl Status {
             events,
             live: Mutex::new(live),
             migrations: watch::Sender::new(0),
+            switches: watch::Sender::new(0),
         }
     }
 
@@ -97,6 +100,11 @@ impl Status {
     /// Changes whenever QEMU tells something about a migration.
     pub fn migrations(&self) -> watch::Receiver<u64> {
         self.migrations.subscribe()
+    }
+
+    /// Changes whenever QEMU stops the guest for a switch.
+    pub fn switches(&self) -> watch::Receiver<u64> {
+        self.switches.subscribe()
     }
 
     /// How much QEMU has told, to be compared after a question.
@@ -153,6 +161,10 @@ impl Status {
                 "STOP" if live.state() == LiveState::Running => {
                     live.guest = LiveState::Paused;
                     Some(EventKind::Paused)
+                }
+                "STOP" if live.state() == LiveState::Migrating => {
+                    self.switches.send_modify(|count| *count += 1);
+                    None
                 }
                 "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
                     // Each request under way fails by itself; one word is enough.

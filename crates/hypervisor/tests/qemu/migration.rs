@@ -118,11 +118,13 @@ impl Pair {
     /// Migrates to the end.
     async fn migrate(&self) -> Migrated {
         let (near, far) = sockets();
-        let (progress, _) = watch::channel(MigrationProgress::default());
+        let (progress, told) = watch::channel(MigrationProgress::default());
         let fast = fast();
+        let ran = state(&self.source).await == Some(LiveState::Running);
         let sent = self.source.migrate_out("run-1", near, &fast, progress);
         let (sent, received) = soon("the migration", async { tokio::join!(sent, self.accept(far)) }).await;
         received.unwrap();
+        assert_eq!(told.borrow().switching, ran, "whether it was stopped for the switch");
         sent.unwrap()
     }
 

@@ -94,7 +94,7 @@ impl Agent {
         try_join_all(all).await.map(drop).map_err(mirror_failed)
     }
 
-    pub(super) async fn take_frames(&self, id: InstanceId, macs: &[String]) -> Result<(), Failure> {
+    pub(crate) async fn take_frames(&self, id: InstanceId, macs: &[String]) -> Result<(), Failure> {
         let net = Netlink::open().map_err(network_failed)?;
         let instance = id.to_string();
         let here = tap::list(&net).await.map_err(network_failed)?;

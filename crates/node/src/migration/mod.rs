@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use hypervisor::{Hypervisor, LiveState};
 use jobs::agent::Sending;
-use model::{NodeId, RunId, Uuid};
+use model::{InstanceId, NodeId, RunId, Uuid};
 use opcodes::Failure;
 use opcodes::op::MigrationMode;
 use rpc::{Fault, FaultKind, Upgrade};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
 
 use crate::agent::run_name;
 use crate::member::Member;
@@ -26,6 +27,8 @@ pub use sending::{Sends, judged};
 
 /// Where memory comes in.
 pub const PATH: &str = "/migrate";
+/// Where the source says that its guest stands still: by any byte.
+pub const FRAMES_PATH: &str = "/migrate/frames";
 
 /// How long this node waits to hear that the migration was prepared.
 const PREPARED: Duration = Duration::from_secs(10);
@@ -40,6 +43,14 @@ pub struct Arrival {
     hypervisor: String,
     /// The run at the destination.
     run: RunId,
+}
+
+/// What a guest's frames are to be directed to, once it stands still.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Frames {
+    id: InstanceId,
+    /// Its hardware addresses, in the order of its interfaces.
+    macs: Vec<String>,
 }
 
 /// What is to be sent where.
@@ -80,9 +91,14 @@ impl Member {
         let Some(address) = address else {
             return Err(Failure::failed(format!("the memory of {instance} can't be sent: node {to} is not known")));
         };
+        let found = state.instances.values().find(|found| found.run == Some(run));
+        let frames =
+            found.map(|found| Frames { id: found.id, macs: found.nics.iter().map(|nic| nic.mac.clone()).collect() });
+        let written = |error: serde_json::Error| Failure::failed(crate::chain(&error));
         let arrival = self.letter(Arrival { hypervisor: hypervisor.clone(), run: to_run });
-        let arrival = serde_json::to_vec(&arrival).map_err(|error| Failure::failed(crate::chain(&error)))?;
-        let way = Way { client: self.client.clone(), node: to.0, address, arrival: arrival.into() };
+        let arrival = serde_json::to_vec(&arrival).map_err(written)?.into();
+        let frames = serde_json::to_vec(&self.letter(frames)).map_err(written)?.into();
+        let way = Way { client: self.client.clone(), node: to.0, address, arrival, frames };
         let order = Order {
             driver: Arc::clone(self.agent.hypervisor(&hypervisor)?),
             records: self.agent.records(),
@@ -108,6 +124,21 @@ impl Member {
         match upgrade.accept().await {
             Ok(stream) => take_in(driver.as_ref(), &name, stream).await,
             Err(error) => tracing::debug!(%error, %run, "the source of a migration has not waited"),
+        }
+        Ok(())
+    }
+}
+
+impl Member {
+    /// The destination's end of the other stream: lets the guest's frames come as soon as the source says that it stands
+    /// still, which is before its last memory is here. The master orders it later, in any case.
+    pub(crate) async fn await_frames(&self, frames: Option<Frames>, upgrade: Upgrade) -> Result<(), Fault> {
+        let Some(Frames { id, macs }) = frames else { return Ok(()) };
+        let Ok(mut stream) = upgrade.accept().await else { return Ok(()) };
+        if matches!(stream.read(&mut [0]).await, Ok(1))
+            && let Err(failure) = self.agent.take_frames(id, &macs).await
+        {
+            tracing::debug!(%failure, "a guest's frames could not be directed here early");
         }
         Ok(())
     }

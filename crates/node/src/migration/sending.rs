@@ -13,8 +13,8 @@ use jobs::agent::Sending;
 use model::{RunId, Uuid};
 use opcodes::op::MigrationMode;
 use opcodes::{ErrorCode, Failure};
-use rpc::{Client, Lane};
-use tokio::io::{AsyncRead, AsyncWrite};
+use rpc::{ByteStream, Client, Lane};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::tunnel::{self, Carrying};
@@ -45,8 +45,10 @@ pub struct Way {
     pub client: Client,
     pub node: u64,
     pub address: SocketAddr,
-    /// What the destination is told.
+    /// What the destination is told of the memory.
     pub arrival: Bytes,
+    /// What it is told of the guest's frames.
+    pub frames: Bytes,
 }
 
 /// One of them, until its run is over or is sent again.
@@ -158,11 +160,16 @@ impl Order {
         self.records.write(self.run, record).map_err(|error| format!("no record of it can be made: {error}"))?;
 
         let begun = tokio::time::Instant::now();
-        let Way { client, node, address, arrival } = way;
-        let stream = client.open_stream(node, address, Lane::Bulk, super::PATH, arrival, OPEN).await;
+        let Way { client, node, address, arrival, frames } = way;
+        let (stream, frames) = tokio::join!(
+            client.open_stream(node, address, Lane::Bulk, super::PATH, arrival, OPEN),
+            client.open_stream(node, address, Lane::Bulk, super::FRAMES_PATH, frames, OPEN),
+        );
         let stream = stream.map_err(|error| format!("the destination takes no memory: {}", crate::chain(&error)))?;
         tracing::debug!(elapsed = ?begun.elapsed(), "the destination takes memory");
-        let sent = self.send(entry, paused, stream).await;
+        // Without it a few frames more are lost.
+        let mut frames = frames.ok();
+        let sent = self.send(entry, paused, stream, &mut frames).await;
         crate::fault::point(self.fault_points.as_ref(), || "node.sending.complete".into()).await;
         match sent {
             Ok(migrated) => {
@@ -182,13 +189,23 @@ impl Order {
                     // It may have ended; then there is nothing to resume.
                     let _ = self.driver.resume(&name).await;
                 }
+                if frames.is_none() {
+                    // They may have been turned away, and come back when the guest is heard of here.
+                    let _ = self.driver.announce(&name).await;
+                }
                 Err(crate::chain(&error))
             }
         }
     }
 
-    /// Sends all memory over a stream.
-    async fn send<S>(&self, entry: &Entry, paused: bool, stream: S) -> hypervisor::Result<Migrated>
+    /// Sends all memory over a stream. The other one, `frames`, is used when the guest is stopped for the switch.
+    async fn send<S>(
+        &self,
+        entry: &Entry,
+        paused: bool,
+        stream: S,
+        frames: &mut Option<ByteStream>,
+    ) -> hypervisor::Result<Migrated>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -212,7 +229,13 @@ impl Order {
             tokio::select! {
                 sent = &mut sending => break sent,
                 Ok(()) = told.changed() => {
-                    let MigrationProgress { transferred, remaining, total, .. } = *told.borrow();
+                    let MigrationProgress { transferred, remaining, total, switching, .. } = *told.borrow();
+                    if let Some(mut frames) = frames.take_if(|_| switching) {
+                        tracing::debug!(run = name, "the guest stands still");
+                        // Who does not hear it is told by the master, later.
+                        let _ = frames.write_all(&[1]).await;
+                        let _ = frames.shutdown().await;
+                    }
                     entry.now.send_replace(Sending::Active { transferred, remaining, total });
                 }
             }

@@ -16,6 +16,7 @@ use opcodes::op::MigrationMode;
 use rpc::{Client, ClusterCa, Fault, Identity, NodeKey, PeerIdentity, Server, Upgrade};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 
 use super::sending::{Order, Sends, Way, judged};
 use super::tunnel::{self, Carrying};
@@ -35,7 +36,11 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// The destination's daemon.
-struct Destination(Arc<dyn Hypervisor>);
+struct Destination {
+    driver: Arc<dyn Hypervisor>,
+    /// How often it was told that the guest stands still.
+    turned: watch::Sender<u64>,
+}
 
 #[async_trait]
 impl rpc::Service for Destination {
@@ -44,8 +49,16 @@ impl rpc::Service for Destination {
     }
 
     async fn stream(&self, _: PeerIdentity, path: &str, body: Bytes, upgrade: Upgrade) -> Result<(), Fault> {
-        assert_eq!((path, &body[..]), (super::PATH, &b"a guest"[..]));
-        take_in(self.0.as_ref(), &run_name(TO), upgrade.accept().await.unwrap()).await;
+        let mut stream = upgrade.accept().await.unwrap();
+        match (path, &body[..]) {
+            (super::PATH, b"a guest") => take_in(self.driver.as_ref(), &run_name(TO), stream).await,
+            (super::FRAMES_PATH, b"its frames") => {
+                if matches!(stream.read(&mut [0]).await, Ok(1)) {
+                    self.turned.send_modify(|count| *count += 1);
+                }
+            }
+            other => panic!("{other:?}"),
+        }
         Ok(())
     }
 }
@@ -56,6 +69,7 @@ struct Pair {
     source: Arc<dyn Hypervisor>,
     target: Arc<dyn Hypervisor>,
     sends: Arc<Sends>,
+    turned: watch::Sender<u64>,
     server: Option<Server>,
     address: SocketAddr,
     client: Client,
@@ -66,13 +80,14 @@ impl Pair {
         let dir = tempfile::tempdir().unwrap();
         let (source, target) = (make(dir.path().join("source")), make(dir.path().join("target")));
         let (ca, cluster) = (ClusterCa::generate("lab").unwrap(), Uuid::new_v4());
-        let service = Arc::new(Destination(Arc::clone(&target)));
+        let turned = watch::Sender::new(0);
+        let service = Arc::new(Destination { driver: Arc::clone(&target), turned: turned.clone() });
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let server = Server::bind(anywhere, &identity(&ca, cluster, 2), Arc::new(|_| true), service).await.unwrap();
         let client = Client::new(Arc::new(identity(&ca, cluster, 1)));
         let address = server.local_addr();
         let sends = Arc::new(Sends::default());
-        let pair = Self { dir, source, target, sends, server: Some(server), address, client };
+        let pair = Self { dir, source, target, sends, turned, server: Some(server), address, client };
         let guest = |run| MachineSpec::new("vm1", run_name(run), 64, 1, Boot::Disk { order: Vec::new() });
         let running = soon("the start", pair.source.start(&guest(FROM))).await.unwrap();
         pair.source.resume(&running.run).await.unwrap();
@@ -140,8 +155,9 @@ impl Pair {
             mode,
             fault_points: Some(self.points()),
         };
-        let (client, arrival) = (self.client.clone(), Bytes::from_static(b"a guest"));
-        self.sends.begin(order, Way { client, node: 2, address: self.address, arrival }, &[FROM]).unwrap()
+        let (arrival, frames) = (Bytes::from_static(b"a guest"), Bytes::from_static(b"its frames"));
+        let way = Way { client: self.client.clone(), node: 2, address: self.address, arrival, frames };
+        self.sends.begin(order, way, &[FROM]).unwrap()
     }
 
     async fn outcome(&self) -> Sending {
@@ -199,6 +215,7 @@ async fn a_guest_s_memory_comes_to_the_other_node_once() {
         panic!("{outcome:?}");
     };
     assert!(bytes > 0 && total >= down, "{outcome:?}");
+    soon("the news of the switch", pair.turned.subscribe().wait_for(|count| *count == 1)).await.unwrap();
     assert_eq!(pair.states().await, (Some(LiveState::PostMigrate), Some(LiveState::Paused)));
     assert_eq!(pair.begin(MigrationMode::Live), outcome, "a repetition finds it done");
     pair.cancel().await;
