@@ -77,7 +77,7 @@ pub(super) fn picture(disk: &DiskReport, paint: Paint) -> String {
     for NodeReplica { node, report, why } in &disk.replicas {
         match report {
             Some(report) => {
-                let _ = writeln!(text, "  {node:width$}  {}", drbd(report));
+                let _ = writeln!(text, "  {node:width$}  {}", drbd(disk, node, report));
                 details(&mut text, node, report, paint);
             }
             None => {
@@ -142,10 +142,14 @@ fn seen<'a>(report: &'a ReplicaReport, node: &str) -> Option<&'a PeerReport> {
     report.peers.iter().find(|peer| peer.node == node)
 }
 
-/// What a node says of its replica, as a line of `/proc/drbd`.
-fn drbd(report: &ReplicaReport) -> String {
+/// What a node says of its replica, as a line of `/proc/drbd`. Of more than two replicas, the primary's line has all others
+/// in the order of the lines; a secondary's has the primary alone, because secondaries tell each other nothing.
+fn drbd(disk: &DiskReport, node: &str, report: &ReplicaReport) -> String {
+    let shown = |other: &str| disk.primary.as_deref().is_none_or(|primary| primary == node || primary == other);
+    let others = disk.replicas.iter().filter(|other| shown(&other.node));
+    let others: Vec<&PeerReport> = others.filter_map(|other| seen(report, &other.node)).collect();
     let peers = |value: fn(&PeerReport) -> &str| {
-        let values: Vec<&str> = report.peers.iter().map(value).collect();
+        let values: Vec<&str> = others.iter().map(|peer| value(peer)).collect();
         if values.is_empty() { "Unknown".to_owned() } else { values.join("/") }
     };
     let connection = peers(|peer| &peer.connection);
@@ -363,6 +367,30 @@ mod tests {
                 "vm1 disk/0  4.0 GiB  node01 Secondary/UpToDate -/- node02 Secondary/UpToDate  not in use\n"
             )
         );
+    }
+
+    #[test]
+    fn of_three_replicas_the_primary_shows_both_others_and_they_the_primary() {
+        let mut primary = replica("Primary", "UpToDate", peer("node03", "SyncSource", "Secondary", "Inconsistent"));
+        primary.peers.push(peer("node02", "Connected", "Secondary", "UpToDate"));
+        let follower = |other: &str| {
+            let mut report = replica("Secondary", "UpToDate", peer(other, "StandAlone", "Unknown", "DUnknown"));
+            report.peers.push(peer("node01", "Connected", "Primary", "UpToDate"));
+            report
+        };
+        let mut shown = disk(primary, Some(follower("node03")));
+        shown.replicas.push(NodeReplica { node: "node03".into(), report: Some(follower("node02")), why: None });
+        let text = picture(&shown, Paint::Plain);
+        assert!(text.contains(
+            "node01 Primary/UpToDate <-> node02 Secondary/UpToDate ==> node03 Secondary/Inconsistent  Connected  SyncSource C\n"
+        ));
+        let line =
+            "node01  cs:Connected/SyncSource ro:Primary/Secondary/Secondary ds:UpToDate/UpToDate/Inconsistent C ";
+        assert!(text.contains(line), "{text}");
+        for node in ["node02", "node03"] {
+            let line = format!("  {node}  cs:Connected ro:Secondary/Primary ds:UpToDate/UpToDate C ");
+            assert!(text.contains(&line), "{text}");
+        }
     }
 
     #[test]
