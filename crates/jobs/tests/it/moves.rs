@@ -311,6 +311,19 @@ fn a_source_that_can_not_be_told_is_named_and_settled_later() {
     }
 }
 
+#[test]
+fn a_migration_that_nobody_decided_is_settled_also_when_its_source_was_started_anew() {
+    let lab = Lab::new();
+    running(&lab);
+    let (instance, migration) = (lab.instance("vm1").unwrap().id, model::Uuid::from_u128(77));
+    lab.apply(vec![Command::Prepare { instance, migration, to: NodeId(2) }]).unwrap();
+    lab.boot(NodeId(1));
+    lab.run(cleanup("vm1")).unwrap();
+    assert_eq!(lab.instance("vm1").unwrap().migration, None);
+    lab.run(startup("vm1")).unwrap();
+    assert_runs(&lab, 1, 4);
+}
+
 /// The state gives it to the destination: there is no way back.
 #[test]
 fn a_guest_that_can_not_go_on_at_its_destination_is_restarted_there() {

@@ -74,14 +74,13 @@ pub async fn cleanup(ctx: &Context, name: &str) -> Result<Value, Halt> {
     Ok(Value::Null)
 }
 
-/// The guest goes on at its source, or the job says why not.
+/// The guest goes on at its source, or the job says why not. One that is gone with its node's boot is only told of.
 async fn stay(ctx: &Context, trip: &Trip) -> Result<(), Halt> {
-    match end::stay(ctx, trip).await? {
-        None => Ok(()),
-        Some(left) => {
-            Err(Failure::failed(format!("Instance '{}' could not be settled. {left}", trip.plan.name)).into())
-        }
+    let Some(left) = end::stay(ctx, trip).await? else { return Ok(()) };
+    if !trip.owns(&ctx.state(), trip.plan.from, trip.plan.run) {
+        return ctx.warn(left).await;
     }
+    Err(Failure::failed(format!("Instance '{}' could not be settled. {left}", trip.plan.name)).into())
 }
 
 fn look(state: &State, instance: &Instance) -> Result<Left, Failure> {
