@@ -4,7 +4,9 @@
 //! that folder; `P.reached` is made as soon as somebody is held. Points are
 //! - `master.CALL.before` and `master.CALL.after`: the master is about to ask a node, or has its answer;
 //! - `master.COMMIT.before` and `master.COMMIT.after`, with the name of the first command of a proposal of a job;
-//! - `node.CALL.before` and `node.CALL.after`: a node is about to do what it was asked, or is about to answer.
+//! - `node.CALL.before` and `node.CALL.after`: a node is about to do what it was asked, or is about to answer;
+//! - `node.sending.begun` and `node.sending.complete`: the first of a guest's memory has left the source, and no more leaves
+//!   it while it is held; the sending has ended, well or not, and nobody was told yet.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
