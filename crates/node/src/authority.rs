@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use consensus::{Committed, ProposeError, ReadError};
+use consensus::{Committed, ProposeError};
 use mirror::driver::{Authority, outcome_of};
 use mirror::engine::Outcome;
 use model::{Command, Incarnation, NodeId, Proposal, Rejection, State};
@@ -135,7 +135,13 @@ async fn propose(member: &Member, asked: &Asked) -> Answer {
 
 /// Proposes for a peer what only a disk's primary may ask for.
 pub(crate) async fn propose_for(member: &Member, peer: NodeId, asked: Asked) -> Result<Answer, Fault> {
-    let by = match &asked.command {
+    check(peer, &asked.command)?;
+    Ok(propose(member, &asked).await)
+}
+
+/// Whether it is a command of a disk's primary, and in the peer's own name.
+fn check(peer: NodeId, command: &Command) -> Result<(), Fault> {
+    let by = match command {
         Command::Outdate { by, .. } | Command::InSync { by, .. } | Command::Solo { by, .. } => by,
         _ => return Err(Fault::new(FaultKind::Conflict, "this is not a command of a disk's primary")),
     };
@@ -143,14 +149,32 @@ pub(crate) async fn propose_for(member: &Member, peer: NodeId, asked: Asked) -> 
         let text = format!("node {peer} can't ask for this in the name of node {}", by.node);
         return Err(Fault::new(FaultKind::Conflict, text));
     }
-    Ok(propose(member, &asked).await)
+    Ok(())
 }
 
 /// The index up to which everything is in the log that was committed before the call; `None` if this node does not lead,
 /// or nobody confirms that it does.
 pub(crate) async fn read_index(member: &Member, within: Duration) -> Option<u64> {
-    match member.log.read_barrier(within.min(PATIENCE)).await {
-        Ok(index) => Some(index),
-        Err(ReadError::NotLeader { .. } | ReadError::NoQuorum(_) | ReadError::Stopped(_)) => None,
+    member.log.read_barrier(within.min(PATIENCE)).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{DiskId, Epoch, Life, NodeLife, Uuid, Version};
+
+    use super::*;
+
+    #[test]
+    fn a_peer_proposes_only_what_is_its_own_to_propose() {
+        let outdate = |node| Command::Outdate {
+            disk: DiskId(Uuid::nil()),
+            by: NodeLife { node: NodeId(node), life: Life(1) },
+            epoch: Epoch::default(),
+            ver: Version::default(),
+            replicas: Vec::new(),
+        };
+        assert!(check(NodeId(2), &outdate(2)).is_ok());
+        assert!(check(NodeId(2), &outdate(3)).is_err(), "in the name of another");
+        assert!(check(NodeId(2), &Command::Cancel { migration: Uuid::nil() }).is_err(), "a job's");
     }
 }

@@ -98,3 +98,54 @@ fn report(
         replicas: replicas.collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::testing;
+
+    fn secondary(disk: DiskId, replica: model::ReplicaId) -> ReplicaReport {
+        ReplicaReport {
+            disk,
+            replica,
+            role: "Secondary".into(),
+            state: "UpToDate".into(),
+            peers: Vec::new(),
+            serving: None,
+            counters: Default::default(),
+            pending: 0,
+            waiting: 0,
+            holding: false,
+            suspended: false,
+            failed: None,
+        }
+    }
+
+    #[test]
+    fn a_disk_is_reported_with_every_replica_and_why_one_says_nothing() {
+        let mut state = testing::cluster();
+        let id = state.instance_by_name("vm5").unwrap().id;
+        let mirror = state.instances.get_mut(&id).unwrap().disks[0].mirror.as_mut().unwrap();
+        mirror.primary = Some(model::NodeLife { node: NodeId(2), life: model::Life(1) });
+        let instance = &state.instances[&id];
+        let (disk, mirror) = (&instance.disks[0], instance.disks[0].mirror.as_ref().unwrap());
+        let (own, _) = mirror.replica_on(NodeId(1)).unwrap();
+        let gone = model::ReplicaId(model::Uuid::from_u128(99));
+
+        let said = BTreeMap::from([
+            (NodeId(1), Ok(vec![secondary(disk.id, own)])),
+            (NodeId(2), Err("the node does not answer".to_owned())),
+        ]);
+        let found = report(&state, &said, instance, 0, disk, mirror);
+        let shown: Vec<_> =
+            found.replicas.iter().map(|it| (it.node.as_str(), it.report.is_some(), it.why.as_deref())).collect();
+        assert_eq!(shown, [("node02", false, Some("the node does not answer")), ("node01", true, None)]);
+        assert_eq!((found.primary.as_deref(), found.mode.as_str()), (Some("node02"), "strict"));
+        assert_eq!(found.in_sync, ["node01", "node02"]);
+
+        // What a node has of an earlier time is not this replica.
+        let said = BTreeMap::from([(NodeId(1), Ok(vec![secondary(disk.id, gone)]))]);
+        let found = report(&state, &said, instance, 0, disk, mirror);
+        assert_eq!(found.replicas[1].why.as_deref(), Some("the node has no such replica"));
+    }
+}

@@ -257,8 +257,9 @@ impl Actor {
                 Effect::Io(id, io) => {
                     match &io {
                         Io::Read(range) => self.counters.read += range.len,
-                        Io::Write { range, .. } => self.counters.written += range.len,
-                        Io::Sync => {}
+                        Io::Write { content: Content::Data(data), .. } => self.counters.written += data.len() as u64,
+                        // Zeroes are made as holes.
+                        Io::Write { content: Content::Zeroes, .. } | Io::Sync => {}
                     }
                     let backing = self.files.backing.clone();
                     self.run_io(async move { Event::IoDone(id, carry_out(&backing, io).await) });
