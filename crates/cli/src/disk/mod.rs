@@ -22,7 +22,7 @@ pub(crate) enum Command {
     /// Shows how mirrored disks are: who serves them, which replicas are in sync, what a resync still has to copy
     #[command(after_help = status::HELP)]
     Status(status::StatusArgs),
-    /// Compares the replicas of a stopped instance's disks byte by byte
+    /// Reads all replicas of a stopped instance's disks as a whole, and compares them
     #[command(
         after_help = "Ends with 1 if replicas differ. The instance has to be stopped: while it runs, its replicas differ \
         by what is just being written.\n\nEXAMPLES\n  gnt-instance shutdown vm1\n  cardume disk verify vm1"
