@@ -160,6 +160,11 @@ impl Running {
             .map_err(|error| Error::exec(&self.node, &self.line)(error.into()))
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Waits for the end of the command. It is killed, and that is an error, if it takes longer than `timeout`
     /// from now.
     pub fn finish(mut self, timeout: Duration) -> Result<Output, Error> {

@@ -76,7 +76,7 @@ pub(super) fn run(args: &MigrateArgs) -> anyhow::Result<ExitCode> {
 
 fn about_bare() -> &'static str {
     "the same machine with the same kernel and a copy of the disk, migrated over TCP between the same nodes, without \
-     encryption, with its disk in one file that both open; its total begins with the start of the destination's QEMU"
+     encryption, with ours' limit of downtime, with its disk in one file that both open; its total begins with the start of the destination's QEMU"
 }
 
 fn say(text: &str) {

@@ -7,4 +7,7 @@ mod guests;
 mod interruptions;
 mod loss;
 mod membership;
+mod migration;
+mod mirrors;
+mod moves;
 mod support;

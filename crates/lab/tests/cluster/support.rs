@@ -2,11 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lab::{Config, Guests, Lab, LabLock, Node, Output};
+use lab::probe::History;
+use lab::{Api, Config, Guests, Lab, LabLock, Node, Output, Running};
+use opcodes::disks::DiskReport;
+use opcodes::wire::Request;
 
 /// All these tests use one directory, so that each clears away what an interrupted one left.
 const DIR: &str = "/var/tmp/cardume-cluster-test";
@@ -16,6 +21,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An instance with a disk and a system of its own; node, options and name are to follow.
 pub const ADD: &str = "gnt-instance add -t file -s 1g -o busybox+default -B memory=128";
+
+/// One with a mirrored disk; nodes, options and name are to follow.
+pub const ADD_MIRRORED: &str = "gnt-instance add -t drbd -s 128m -o busybox+default -B memory=128";
+
+/// Where `cardume-guest work` listens.
+const WORK_PORT: u16 = 7001;
+
+/// Where the daemons of a node look for the points at which they are to wait; each node has its own.
+const FAULT_POINTS: &str = "/run/fault-points";
 
 /// A lab for one test; no other one runs meanwhile.
 pub struct Cluster {
@@ -44,6 +58,8 @@ pub fn up(nodes: u8, witness: bool) -> Cluster {
     let guests = Guests::find().unwrap_or_else(|missing| panic!("the tests of a cluster can't run: {missing}"));
     let mut config = Config { dir: DIR.into(), nodes, witness, binary: binary(), ..Config::default() };
     config.daemon.extend(guests.daemon_options());
+    // `env` becomes the daemon; nothing is held where no point is set.
+    config.daemon.splice(0..0, ["env".to_owned(), format!("CARDUME_FAULT_POINTS={FAULT_POINTS}")]);
     let lab = Lab::up(config).expect("a lab");
     for status in lab.status().unwrap().iter().filter(|status| status.name != "client") {
         lab.wait_for_daemon(&status.name).expect("a daemon");
@@ -119,6 +135,80 @@ impl Cluster {
         self.ok(seen_by, "gnt-cluster getmaster").trim().to_owned()
     }
 
+    /// What nodes say of mirrored disks; `None` while that can't be asked.
+    pub fn disk_reports(&self, on: &str) -> Option<Vec<DiskReport>> {
+        Api::of(&self.node(on).ok()?).ok()?.call(&Request::Disks { names: Vec::new() }).ok()
+    }
+
+    /// Waits until both replicas of each mirrored disk hold everything.
+    #[track_caller]
+    pub fn wait_for_sync(&self, on: &str) {
+        let mut seen = None;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let good = |disk: &DiskReport| {
+                let state = |replica: &opcodes::disks::NodeReplica| Some(replica.report.as_ref()?.state.clone());
+                disk.in_sync.len() == 2 && disk.replicas.iter().all(|it| state(it).as_deref() == Some("UpToDate"))
+            };
+            if let Some(disks) = self.disk_reports(on) {
+                if disks.iter().all(good) {
+                    return;
+                }
+                seen = Some(disks);
+            }
+            assert!(Instant::now() < deadline, "not in sync within {PATIENCE:?}: {seen:#?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Stops an instance, whose replicas must be the same then, byte for byte.
+    #[track_caller]
+    pub fn stop_and_compare(&self, on: &str, instance: &str) {
+        self.ok(on, &format!("gnt-instance shutdown {instance}"));
+        self.wait_for_sync(on);
+        let said = self.ok(on, &format!("cardume disk verify {instance}"));
+        assert!(said.contains("identical on"), "{said}");
+    }
+
+    /// Lets a node's daemon wait wherever it comes to this point.
+    pub fn hold_at(&self, node: &str, point: &str) -> Hold {
+        let root = PathBuf::from(format!("/proc/{}/root", self.at(node).pid().unwrap()));
+        let folder = root.join(FAULT_POINTS.trim_start_matches('/'));
+        fs::create_dir_all(&folder).unwrap();
+        let file = folder.join(point);
+        fs::write(&file, "").unwrap();
+        Hold { file }
+    }
+
+    /// Types a line into a guest's console, and returns what it says from `begin` to the next prompt.
+    pub fn in_console(&self, node: &str, instance: &str, line: &str, begin: &str) -> String {
+        let mut console = self.at(node).command(["gnt-instance", "console", instance]).pty().unwrap();
+        console.read_until("Connected to the console", PATIENCE).unwrap();
+        console.write(b"\n").unwrap();
+        let prompt = format!("root@{instance}:");
+        console.read_until(&prompt, PATIENCE).unwrap();
+        console.write(format!("{line}\n").as_bytes()).unwrap();
+        console.read_until(begin, PATIENCE).unwrap();
+        let said = console.read_until(&prompt, PATIENCE).unwrap();
+        console.write(b"\x1d").unwrap();
+        assert!(console.finish(PATIENCE).unwrap().0.success());
+        said
+    }
+
+    /// Everything that a guest has acknowledged must be on its disk.
+    #[track_caller]
+    pub fn assert_on_disk(&self, node: &str, instance: &str, seen: &History) {
+        let said = self.in_console(node, instance, "cardume-guest check", "check\r\n");
+        let missing = seen.missing(&said).unwrap_or_else(|| panic!("'cardume-guest check' says: {said}"));
+        assert_eq!(missing, 0, "of {} acknowledged numbers; the disk has {said}", seen.0.len());
+    }
+
+    /// The nodes on which QEMU has a guest of this name.
+    pub fn homes(&self, instance: &str) -> Vec<String> {
+        let nodes = self.status().unwrap().into_iter().filter(|status| status.pid.is_some() && status.name != "client");
+        nodes.map(|status| status.name).filter(|node| self.guests(node).iter().any(|name| name == instance)).collect()
+    }
+
     pub fn wait_for_jobs(&self, on: &str) {
         eventually("all jobs have ended", || {
             self.table(on, "job", "id,status").iter().all(|job| ["success", "error", "canceled"].contains(&&*job[1]))
@@ -163,6 +253,63 @@ impl Cluster {
         names.sort();
         names
     }
+}
+
+/// A point at which a daemon waits, until this is dropped.
+pub struct Hold {
+    file: PathBuf,
+}
+
+impl Hold {
+    /// Waits until the daemon is there. False: the command, which was to bring it there, has ended before.
+    #[track_caller]
+    pub fn reached(&self, command: &mut Running) -> bool {
+        let reached = self.file.with_file_name(format!("{}.reached", self.file.file_name().unwrap().display()));
+        let mut there = false;
+        eventually("the point is reached, or the command has ended", || {
+            there = reached.exists();
+            there || command.has_ended()
+        });
+        there
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // With the node goes its folder.
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+/// What the guest says of the work for its disk: how many writes, and `ok` or what is wrong.
+pub fn work(cluster: &Cluster, guest: Ipv4Addr) -> Option<(u64, String)> {
+    let ask = || {
+        let to = SocketAddr::from((guest, WORK_PORT));
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"?\n")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        Ok::<_, io::Error>(line)
+    };
+    let line = cluster.client().unwrap().network().unwrap().run(ask).unwrap().ok()?;
+    let (writes, how) = line.trim().split_once(' ')?;
+    Some((writes.parse().ok()?, how.to_owned()))
+}
+
+/// Waits until the guest has written more than `before`, and was never told a lie. Returns how much it has.
+#[track_caller]
+pub fn still_works(cluster: &Cluster, guest: Ipv4Addr, before: u64) -> u64 {
+    let mut writes = 0;
+    eventually("the guest writes", || match work(cluster, guest) {
+        Some((now, how)) => {
+            assert_eq!(how, "ok", "after {now} writes");
+            writes = now;
+            now > before
+        }
+        None => false,
+    });
+    writes
 }
 
 /// Waits for something that nothing announces.

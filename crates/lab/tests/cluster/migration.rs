@@ -1,0 +1,190 @@
+//! Live migration: a guest goes to another node while it runs, and whatever dies on the way there is one of it afterwards,
+//! with everything that it had acknowledged.
+
+use std::path::Path;
+
+use lab::probe::Continuity;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::*;
+
+const VM1: [u8; 4] = [10, 0, 0, 10];
+const ANSWERS: usize = 10;
+
+/// The steps of a migration, as points at which whoever does them waits; with the side that does it.
+const STEPS: [(&str, Side); 9] = [
+    ("master.prepare.after", Side::Master),
+    ("node.receive.after", Side::Destination),
+    ("node.send.after", Side::Source),
+    ("node.sending.complete", Side::Source),
+    ("node.quiesce.after", Side::Source),
+    ("node.take_frames.after", Side::Destination),
+    ("master.handover.before", Side::Master),
+    ("master.handover.after", Side::Master),
+    ("node.continue.before", Side::Destination),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Side {
+    Master,
+    Source,
+    Destination,
+}
+
+/// What is ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Victim {
+    SourceDaemon,
+    DestinationDaemon,
+    SourceGuest,
+    DestinationGuest,
+    Source,
+    Destination,
+}
+
+/// A cluster with one guest that works.
+fn with_guest() -> (Cluster, Continuity) {
+    let cluster = formed(2, true);
+    cluster.ok("node01", &format!("{ADD_MIRRORED} --net 0:ip=10.0.0.10 -n node01:node02 vm1"));
+    let guest = Continuity::start(&cluster.client().unwrap(), VM1.into()).unwrap();
+    guest.wait(ANSWERS, PATIENCE).unwrap();
+    (cluster, guest)
+}
+
+#[test]
+fn a_guest_that_writes_goes_on_elsewhere_with_all_that_it_wrote() {
+    let (cluster, guest) = with_guest();
+    cluster.in_console("node01", "vm1", "cardume-guest work &", "work &");
+    let mut writes = still_works(&cluster, VM1.into(), 0);
+    for (line, home) in [
+        ("gnt-instance migrate -f vm1", "node02"),
+        ("gnt-instance migrate -f --non-live vm1", "node01"),
+        ("gnt-node migrate -f node01", "node02"),
+        ("gnt-instance migrate -f vm1", "node01"),
+    ] {
+        let said = cluster.ok("node01", line);
+        assert!(!said.contains("dual-master"), "{said}");
+        assert_eq!(cluster.homes("vm1"), [home], "after '{line}'");
+        guest.wait(ANSWERS, PATIENCE).unwrap();
+        writes = still_works(&cluster, VM1.into(), writes);
+    }
+    let history = guest.finish();
+    assert_eq!(history.broken(), None);
+    println!("{} answers, {writes} writes, longest gap {:?}", history.0.len(), history.longest_gap());
+    cluster.assert_on_disk("node01", "vm1", &history);
+    cluster.stop_and_compare("node01", "vm1");
+    cluster.assert_whole("node01");
+}
+
+#[test]
+fn whatever_process_dies_at_whatever_step_one_guest_runs_afterwards() {
+    use Victim::*;
+    let (cluster, guest) = with_guest();
+    for (step, side) in STEPS {
+        for victim in [SourceDaemon, DestinationDaemon, SourceGuest, DestinationGuest] {
+            interrupt(&cluster, step, side, victim);
+            guest.wait(1, PATIENCE).unwrap();
+        }
+    }
+    finish(&cluster, guest);
+}
+
+#[test]
+fn a_node_that_dies_at_any_step_never_leaves_two_guests() {
+    let (cluster, guest) = with_guest();
+    for (round, (step, side)) in STEPS.into_iter().enumerate() {
+        // Each node of each step would take twice as long, and show what the other half shows.
+        let victim = [Victim::Source, Victim::Destination][round % 2];
+        interrupt(&cluster, step, side, victim);
+        guest.wait(1, PATIENCE).unwrap();
+    }
+    finish(&cluster, guest);
+}
+
+/// Nothing that was acknowledged is missing, neither from what it said nor from its disks.
+fn finish(cluster: &Cluster, guest: Continuity) {
+    guest.wait(ANSWERS, PATIENCE).unwrap();
+    let history = guest.finish();
+    assert_eq!(history.forgotten(), None);
+    cluster.assert_on_disk(&cluster.homes("vm1")[0], "vm1", &history);
+    cluster.stop_and_compare("witness", "vm1");
+    cluster.assert_whole("witness");
+}
+
+/// Migrates the guest, ends something when the migration has come to a step, and looks what became of it.
+fn interrupt(cluster: &Cluster, step: &str, side: Side, victim: Victim) {
+    println!("--- {victim:?} at {step}");
+    let homes = cluster.homes("vm1");
+    let [source] = &*homes else { panic!("the guest is on {homes:?}") };
+    let source = source.as_str();
+    let destination = if source == "node01" { "node02" } else { "node01" };
+    let holder = match side {
+        Side::Master => cluster.master("witness"),
+        Side::Source => source.to_owned(),
+        Side::Destination => destination.to_owned(),
+    };
+    let hold = cluster.hold_at(&holder, step);
+    let mut migrating = cluster.at("witness").command(["gnt-instance", "migrate", "-f", "vm1"]).spawn().unwrap();
+    assert!(hold.reached(&mut migrating), "the migration ended without coming to {step}");
+    match victim {
+        Victim::SourceDaemon => cluster.at(source).kill_daemon().unwrap(),
+        Victim::DestinationDaemon => cluster.at(destination).kill_daemon().unwrap(),
+        Victim::SourceGuest => kill_guest(cluster, source),
+        Victim::DestinationGuest => kill_guest(cluster, destination),
+        Victim::Source => cluster.kill(source).unwrap(),
+        Victim::Destination => cluster.kill(destination).unwrap(),
+    }
+    drop(hold);
+    let ended = migrating.finish(2 * PATIENCE).unwrap();
+    print!("{}{}", ended.stdout, ended.stderr);
+    if matches!(victim, Victim::Source | Victim::Destination) {
+        let (gone, left) = if victim == Victim::Source { (source, destination) } else { (destination, source) };
+        eventually("there is a master", || cluster.run("witness", "gnt-cluster master-ping").status.success());
+        cluster.wait_for_jobs("witness");
+        if cluster.homes("vm1").is_empty() {
+            // It belonged to the node that is gone, and waits for it; that is said.
+            assert!(cluster.status_of("witness", "vm1").unwrap().starts_with("ERROR_node"), "where is it?");
+            let refused = cluster.run("witness", "gnt-instance startup vm1");
+            assert!(!refused.status.success() && refused.stderr.contains(gone), "{}", refused.stderr);
+        } else {
+            assert_eq!(cluster.homes("vm1"), [left]);
+        }
+        cluster.start(gone).unwrap();
+    }
+    for node in ["node01", "node02", "witness"] {
+        cluster.wait_for_master(node);
+    }
+    cluster.wait_for_jobs("witness");
+    settle(cluster);
+}
+
+/// Brings the guest to run again, with the means that an administrator has, and its replicas in sync.
+fn settle(cluster: &Cluster) {
+    if cluster.homes("vm1").len() != 1 || cluster.status_of("witness", "vm1").as_deref() != Some("running") {
+        println!("settling: on {:?}, {:?}", cluster.homes("vm1"), cluster.status_of("witness", "vm1"));
+        cluster.ok("witness", "gnt-instance migrate -f --cleanup vm1");
+    }
+    if cluster.status_of("witness", "vm1").as_deref() != Some("running") {
+        cluster.ok("witness", "gnt-instance startup vm1");
+    }
+    let home = cluster.table("witness", "instance", "pnode")[0][0].clone();
+    assert_eq!(cluster.homes("vm1"), [home]);
+    cluster.wait_for_sync("witness");
+}
+
+/// Kills the QEMU of a node, if there is one.
+fn kill_guest(cluster: &Cluster, node: &str) {
+    let init = cluster.at(node).pid().unwrap();
+    let same_node = |pid: i32| {
+        let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        of(pid).is_some() && of(pid) == of(init)
+    };
+    for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let line = std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains("guest=vm1,") && same_node(pid) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        }
+    }
+}
