@@ -13,7 +13,8 @@ pub struct MigrateOptions {
     /// The most bytes a second that are sent; `None` is as fast as it goes.
     pub max_bandwidth: Option<u64>,
     /// The guest is stopped for the switch as soon as the rest of its memory can be sent in this time. In whole
-    /// milliseconds.
+    /// milliseconds. The shorter the better for the guest's users; but a guest that changes much all the time would never
+    /// be done, so it is doubled each second, up to sixteen times as long.
     pub downtime_limit: Duration,
     /// A migration that isn't done after this time is cancelled. A guest that changes its memory faster than it is
     /// sent is never done.

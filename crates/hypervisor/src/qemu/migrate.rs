@@ -23,6 +23,8 @@ use crate::state::{LiveState, StopReason};
 
 /// How often QEMU is asked how far it is.
 const POLL: Duration = Duration::from_millis(200);
+/// How often the time is doubled in which the rest has to be sent, and how many times at most.
+const EASE: (Duration, u32) = (Duration::from_secs(1), 4);
 /// How long a cancelled migration may take to end.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long QEMU may take to tell the state in which a migration left it.
@@ -208,6 +210,7 @@ impl Run {
         }
         // When it was cancelled for taking too long.
         let mut given_up = None;
+        let (mut eased, mut ease_at) = (0, Instant::now() + EASE.0);
         loop {
             // A QEMU that doesn't answer now may do so later; for how long is decided below.
             if let Ok(info) = self.query_migrate().await {
@@ -238,6 +241,12 @@ impl Run {
                 }
             }
             let now = Instant::now();
+            if now >= ease_at && eased < EASE.1 {
+                (eased, ease_at) = (eased + 1, now + EASE.0);
+                let limit = (options.downtime_limit.as_millis() as u64) << eased;
+                // Without it, it takes longer.
+                let _ = self.command("migrate-set-parameters", json!({"downtime-limit": limit})).await;
+            }
             match given_up {
                 None if now >= deadline => {
                     // Its answer shows in the state.

@@ -23,8 +23,8 @@ use crate::agent::run_name;
 
 /// How long the destination may take to open the stream.
 const OPEN: Duration = Duration::from_secs(10);
-/// A guest is stopped for the switch as soon as the rest can be sent in this time.
-const DOWNTIME: Duration = Duration::from_millis(100);
+/// A guest is stopped for the switch as soon as the rest can be sent in this time, at first.
+const DOWNTIME: Duration = Duration::from_millis(20);
 /// How often a sending that is cancelled is told so: it may have been about to begin.
 const INSIST: Duration = Duration::from_millis(50);
 
