@@ -253,11 +253,18 @@ impl Context {
     /// # Errors
     /// As [`World::call`]; the node was asked again and again before it counts as one that can't be reached.
     pub async fn ask(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, CallError> {
+        let mut lost_at = None;
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_millis(50);
         loop {
-            match self.world.call(node, call.clone(), self.job, deadline).await {
-                Err(CallError::Unreachable(why)) if waited < PATIENCE => {
+            let outcome = self.world.call(node, call.clone(), self.job, deadline).await;
+            // From the first attempt that came to nothing, because the others take their time, too. Only a clock that is
+            // set back must not make this endless.
+            let now = self.now();
+            let since = now.0.saturating_sub(lost_at.get_or_insert(now).0);
+            let elapsed = Duration::from_micros(since).max(waited);
+            match outcome {
+                Err(CallError::Unreachable(why)) if elapsed < PATIENCE => {
                     tracing::info!(%node, why, "a node does not answer, asking again");
                     self.world.sleep(pause).await;
                     waited += pause;
