@@ -299,7 +299,7 @@ fn cases() -> Vec<Case> {
             success,
         ),
     ];
-    cases.extend(crate::moves::cases());
+    cases.extend(crate::losses::cases());
     cases.extend(crate::disks::cases());
     cases
 }

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod disks;
+mod evacuation;
 mod failures;
 mod interruption;
 mod lab;
+mod losses;
 mod machine;
 mod master;
 mod migration;
