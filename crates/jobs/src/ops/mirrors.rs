@@ -14,6 +14,8 @@ use crate::context::{Context, Halt};
 
 /// How often is looked how far a resync is.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks without any progress after which is told why.
+const HINT: u32 = 5;
 /// Looks without any progress after which waiting for a resync is given up.
 const PATIENCE: u32 = 60;
 
@@ -187,7 +189,9 @@ pub async fn wait_for_sync(ctx: &Context, id: InstanceId, nodes: &[NodeId]) -> R
             ))
             .into());
         }
-        for line in lines.iter().filter(|line| !told.contains(line)) {
+        // A replica that is only just being connected is nothing to tell of; one that stays so is.
+        let new = |line: &&String| if line.contains("% done") { !told.contains(line) } else { quiet == HINT };
+        for line in lines.iter().filter(new) {
             ctx.say(line.clone()).await?;
         }
         told = lines;
