@@ -78,25 +78,36 @@ fn a_guest_that_writes_goes_on_elsewhere_with_all_that_it_wrote() {
 }
 
 #[test]
-fn whatever_process_dies_at_whatever_step_one_guest_runs_afterwards() {
-    use Victim::*;
-    let (cluster, guest) = with_guest();
-    for (step, side) in STEPS {
-        for victim in [SourceDaemon, DestinationDaemon, SourceGuest, DestinationGuest] {
-            interrupt(&cluster, step, side, victim);
-            guest.wait(1, PATIENCE).unwrap();
-        }
-    }
-    finish(&cluster, guest);
+fn whenever_the_daemon_of_the_source_dies_one_guest_runs_afterwards() {
+    at_every_step(&[Victim::SourceDaemon]);
+}
+
+#[test]
+fn whenever_the_daemon_of_the_destination_dies_one_guest_runs_afterwards() {
+    at_every_step(&[Victim::DestinationDaemon]);
+}
+
+#[test]
+fn whenever_the_guest_at_the_source_dies_one_guest_runs_afterwards() {
+    at_every_step(&[Victim::SourceGuest]);
+}
+
+#[test]
+fn whenever_the_guest_at_the_destination_dies_one_guest_runs_afterwards() {
+    at_every_step(&[Victim::DestinationGuest]);
 }
 
 #[test]
 fn a_node_that_dies_at_any_step_never_leaves_two_guests() {
+    // Each of them at each step would take twice as long, and show what the other half shows.
+    at_every_step(&[Victim::Source, Victim::Destination]);
+}
+
+/// At each step something else of these is ended.
+fn at_every_step(victims: &[Victim]) {
     let (cluster, guest) = with_guest();
-    for (round, (step, side)) in STEPS.into_iter().enumerate() {
-        // Each node of each step would take twice as long, and show what the other half shows.
-        let victim = [Victim::Source, Victim::Destination][round % 2];
-        interrupt(&cluster, step, side, victim);
+    for ((step, side), victim) in STEPS.into_iter().zip(victims.iter().cycle()) {
+        interrupt(&cluster, step, side, *victim);
         guest.wait(1, PATIENCE).unwrap();
     }
     finish(&cluster, guest);

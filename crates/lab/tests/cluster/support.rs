@@ -167,7 +167,7 @@ impl Cluster {
         self.ok(on, &format!("gnt-instance shutdown {instance}"));
         self.wait_for_sync(on);
         let said = self.ok(on, &format!("cardume disk verify {instance}"));
-        assert!(said.contains("identical on"), "{said}");
+        assert!(said.contains("identical"), "{said}");
     }
 
     /// Lets a node's daemon wait wherever it comes to this point.
