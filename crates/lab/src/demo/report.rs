@@ -164,10 +164,10 @@ impl Report {
 
 /// `create_ms` and 1234.5 as `create 1.23 s`.
 fn figure(name: &str, value: f64) -> String {
-    match name.strip_suffix("ms") {
+    match if name == "ms" { Some("") } else { name.strip_suffix("_ms") } {
         Some(name) => {
             let time = if value >= 1000.0 { format!("{:.2} s", value / 1000.0) } else { format!("{value:.0} ms") };
-            let name = name.trim_end_matches('_').replace('_', " ");
+            let name = name.replace('_', " ");
             format!("{name} {time}").trim_start().to_owned()
         }
         None => format!("{} {value}", name.replace('_', " ")),
@@ -212,5 +212,6 @@ mod tests {
         assert_eq!(figure("first_ping_ms", 999.4), "first ping 999 ms");
         assert_eq!(figure("ms", 12.0), "12 ms");
         assert_eq!(figure("answers", 250.0), "answers 250");
+        assert_eq!(figure("lost_pings_10ms", 3.0), "lost pings 10ms 3");
     }
 }
