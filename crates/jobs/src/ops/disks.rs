@@ -103,7 +103,10 @@ pub async fn activate(ctx: &Context, op: InstanceActivateDisks) -> Result<Value,
             let state = ctx.state();
             let instance = find(&state, &op.instance_name)?;
             check_online(&state, instance)?;
-            Ok((instance.id, check_not_running(ctx, instance, "activate disks").await?))
+            let old = check_not_running(ctx, instance, "activate disks").await?;
+            // A node that does not answer would only be given a right that it can't use.
+            mirrors::facts(ctx, &state, instance.primary).await?;
+            Ok((instance.id, old))
         })
         .await?;
     let state = ctx.state();
