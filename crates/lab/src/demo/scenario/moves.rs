@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use opcodes::disks::DiskReport;
+use opcodes::disks::{DiskReport, ReplicaReport};
 use opcodes::wire::Request;
 
 use super::{ANSWERS, Figures, Guest, PATIENCE, Scenario, VM1, VM2, VM3, ms};
@@ -127,22 +127,24 @@ impl Scenario<'_> {
         Ok(Figures::from([("in_sync_ms", ms(back)), ("guest_gap_ms", ms(gap))]))
     }
 
-    /// Waits until both replicas of all three disks are up to date.
+    /// Waits until both replicas of all three disks, which are in use, are up to date and connected.
     fn all_up_to_date(&self, seen_by: &str) -> anyhow::Result<()> {
         let api = Api::of(&self.node(seen_by)?)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let disks = api.call::<Vec<DiskReport>>(&Request::Disks { names: Vec::new() });
-            let state = |disk: &DiskReport| {
-                let states = disk.replicas.iter().filter_map(|replica| Some(replica.report.as_ref()?.state.clone()));
-                states.collect::<Vec<_>>()
+            let is_good = |report: &ReplicaReport| {
+                report.state == "UpToDate" && report.peers.iter().all(|peer| peer.connection == "Connected")
             };
-            let good = |disk: &DiskReport| state(disk) == ["UpToDate", "UpToDate"] && disk.in_sync.len() == 2;
+            let good = |disk: &DiskReport| {
+                let reports: Vec<_> = disk.replicas.iter().filter_map(|replica| replica.report.as_ref()).collect();
+                disk.in_sync.len() == 2 && reports.len() == 2 && reports.into_iter().all(is_good)
+            };
             match disks {
                 Ok(disks) if disks.len() == 3 && disks.iter().all(good) => return Ok(()),
                 disks => ensure!(
                     Instant::now() < deadline,
-                    "the disks are not up to date on both nodes after {PATIENCE:?}: {disks:?}"
+                    "the disks are not up to date and connected on both nodes after {PATIENCE:?}: {disks:?}"
                 ),
             }
             std::thread::sleep(POLL);
