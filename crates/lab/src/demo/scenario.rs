@@ -61,7 +61,7 @@ impl<'a> Scenario<'a> {
             ("startup", "start vm3 (figure 14)", Self::startup),
             ("list", "all three run (figure 14)", Self::list_all_run),
             ("console", "look into vm1 (figure 15)", Self::console),
-            ("daemon-restart", "kill the daemon under vm1; the guest must not notice", Self::daemon_restart),
+            ("daemon-restart", "kill the daemon under vm1; the guest only waits for its disk", Self::daemon_restart),
             (
                 "migrate",
                 "move vm2 to node02 while it runs; its users must not notice (figures 17 and 19)",
