@@ -112,6 +112,14 @@ pub enum KeeperError {
         /// The migration.
         migration: Uuid,
     },
+    /// There is no such migration, or not any more: its source runs on.
+    #[error("migration {migration} of disk {disk} is not under way: its guest must not be held up for it")]
+    NotPrepared {
+        /// The disk.
+        disk: DiskId,
+        /// The migration.
+        migration: Uuid,
+    },
 }
 
 fn because(why: &Option<String>) -> String {

@@ -167,11 +167,16 @@ impl Keeper {
         self.shared.authority.watch().borrow().clone()
     }
 
-    /// Whether this node in its current life is the disk's primary, by the newest state that it has applied.
-    pub fn is_primary(&self, disk: DiskId) -> bool {
+    /// A state with everything that is committed by now; `None` if the log can't be reached.
+    pub async fn newest(&self) -> Option<Arc<State>> {
+        self.shared.authority.barrier().await
+    }
+
+    /// Whether this node in its current life is the disk's primary in that run, by the newest state that it has applied.
+    pub fn is_primary(&self, disk: DiskId, run: RunId) -> bool {
         let state = self.state();
         let me = self.shared.me(&state);
-        me.is_some() && views::find(&state, disk).is_some_and(|(_, mirror)| mirror.primary == me)
+        me.is_some_and(|me| views::find(&state, disk).is_some_and(|(_, mirror)| views::run_of(mirror, me) == Some(run)))
     }
 
     /// Makes a replica's files; nothing is made if there is not enough space. What is there already is left alone.
@@ -249,13 +254,21 @@ impl Keeper {
     /// epoch and the number of the last write.
     ///
     /// # Errors
-    /// [`KeeperError::Late`]: not within that time; it may still happen.
+    /// [`KeeperError::Late`]: not within that time; it may still happen. [`KeeperError::NotPrepared`] or
+    /// [`KeeperError::NoLog`]: nobody would ever open the disk again.
     pub async fn quiesce(&self, disk: DiskId, migration: Uuid, within: Duration) -> Result<(Epoch, u64), KeeperError> {
         let start = tokio::time::Instant::now();
         let done = |progress: &Progress| progress.quiesced.is_some_and(|(id, ..)| id == migration);
         // After a restart of the daemon it becomes primary first; then it may know of the migration already.
         let primary = |progress: &Progress| progress.serving.is_some() || done(progress);
         self.wait(disk, "quiesced", within, |_, _| {}, primary).await?;
+        // An order that comes late, or was waiting until now, must not close the disk of a guest that stays.
+        if !views::is_pending(&self.state(), disk, migration) {
+            let newest = self.shared.authority.barrier().await.ok_or(KeeperError::NoLog { migration })?;
+            if !views::is_pending(&newest, disk, migration) {
+                return Err(KeeperError::NotPrepared { disk, migration });
+            }
+        }
         let within = within.saturating_sub(start.elapsed());
         let ask = |_: &Slot, driver: &Driver| driver.event(Event::Quiesce(migration));
         let (progress, _) = self.wait(disk, "quiesced", within, ask, done).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{DiskId, Instance, Life, Mirror, NodeId, NodeLife, ReplicaId, RunId, State};
+use model::{DiskId, Instance, Life, Mirror, NodeId, NodeLife, ReplicaId, RunId, State, Uuid};
 
 use crate::engine::View;
 
@@ -40,6 +40,12 @@ pub(super) fn life(state: &State, node: NodeId, boot: &str) -> Option<Life> {
 /// The run that `me` may serve as the disk's primary.
 pub(super) fn run_of(mirror: &Mirror, me: NodeLife) -> Option<RunId> {
     mirror.run.filter(|_| mirror.primary == Some(me))
+}
+
+/// Whether a migration of the disk's instance is undecided.
+pub(super) fn is_pending(state: &State, disk: DiskId, migration: Uuid) -> bool {
+    let found = find(state, disk).and_then(|(instance, _)| instance.migration);
+    found.is_some_and(|pending| pending.id == migration)
 }
 
 /// The run that a migration prepares for `me`.

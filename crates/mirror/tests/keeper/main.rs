@@ -281,6 +281,8 @@ async fn a_cancelled_migration_goes_on_at_the_source_also_after_a_restart_of_its
         lab.keeper(2).end_run(disk.disk, next).await;
         lab.keeper(1).resume(disk.disk, migration).await.unwrap();
         lab.serving(&disk, 1, run).await;
+        // An order that comes late would close the disk for good.
+        assert!(lab.keeper(1).quiesce(disk.disk, migration, PATIENCE).await.is_err(), "it was cancelled");
         guest.attach(lab.keeper(1).device(disk.disk, run).unwrap());
         guest.gets_on(50).await;
         assert!(guest.answered() >= held + 50);

@@ -137,6 +137,10 @@ impl Agent {
                 continue;
             }
             let mut attached = self.attached.lock().await;
+            // An order that comes late must not take the disk from a later run.
+            if attached.get(&disk.disk.id).is_some_and(|(shown, _)| run.is_some_and(|run| run < *shown)) {
+                continue;
+            }
             if !force && let Some((_, mount)) = attached.get_mut(&disk.disk.id) {
                 mount.unmount(CLOSE).await.map_err(|error| Failure::failed(crate::chain(&error)))?;
             }
@@ -160,8 +164,8 @@ impl Agent {
         let keeper = self.keeper()?;
         let ends = disks.iter().map(|disk| async {
             keeper.end_run(*disk, run).await;
-            // What was disowned meanwhile has come to its end before.
-            if release && keeper.is_primary(*disk) {
+            // What was disowned meanwhile has come to its end before. An order that comes late must not end a later run.
+            if release && keeper.is_primary(*disk, run) {
                 keeper.release(*disk, RELEASE).await.map_err(mirror_failed)?;
             }
             Ok(())
