@@ -1,17 +1,45 @@
 //! Starting and stopping guests on this node.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hypervisor::{Boot, MachineSpec, NicSpec, RebootBehavior, Shutdown};
 use jobs::agent::{InstanceSpec, NicRef, Stopped};
-use model::{DiskAccess, ParamValue, Params, RunId};
+use model::{DiskAccess, InstanceId, ParamValue, Params, RunId};
 use network::{Netlink, tap};
 use opcodes::Failure;
 
 use super::disks::Exporting;
 use super::{Agent, hypervisor_failed, run_name};
+
+/// The last run of each instance that was ordered to end here. Runs are numbered upward: neither that one nor one before it is
+/// ever made again, whatever order comes late or is still being carried out.
+#[derive(Default)]
+pub(super) struct Over(Mutex<BTreeMap<InstanceId, RunId>>);
+
+impl Over {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceId, RunId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn note(&self, id: InstanceId, run: RunId) {
+        let mut over = self.lock();
+        let last = over.entry(id).or_insert(run);
+        *last = run.max(*last);
+    }
+
+    /// Refuses a run that is over.
+    pub(super) fn check(&self, spec: &InstanceSpec, run: RunId) -> Result<(), Failure> {
+        match self.lock().get(&spec.id) {
+            Some(last) if run <= *last => {
+                Err(Failure::failed(format!("run {run} of instance '{}' was ordered to end already", spec.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 impl Agent {
     /// Starts a run. A second call for the same run finds it started.
@@ -19,13 +47,22 @@ impl Agent {
         let driver = Arc::clone(self.hypervisor(&spec.hypervisor)?);
         let name = run_name(run);
         if !driver.list().await.iter().any(|running| running.run == name) {
+            self.over.check(spec, run)?;
             let machine = self.machine(spec, run, Exporting::Serving).await?;
             driver.start(&machine).await.map_err(hypervisor_failed)?;
         }
+        self.unless_over(spec, run).await?;
         if !paused {
             driver.resume(&name).await.map_err(hypervisor_failed)?;
         }
         Ok(())
+    }
+
+    /// Ends what was just made of a run that was ordered to end while it was being made. It has not run yet.
+    pub(super) async fn unless_over(&self, spec: &InstanceSpec, run: RunId) -> Result<(), Failure> {
+        let Err(over) = self.over.check(spec, run) else { return Ok(()) };
+        self.hypervisor(&spec.hypervisor)?.destroy(&run_name(run)).await.map_err(hypervisor_failed)?;
+        Err(over)
     }
 
     /// Ends a run, by the guest's own means if it obeys in time. Done when the process is gone.
@@ -40,6 +77,8 @@ impl Agent {
         let name = run_name(run);
         let running = driver.list().await.into_iter().find(|running| running.run == name);
         if running.is_none() {
+            // It may be about to be there.
+            driver.destroy(&name).await.map_err(hypervisor_failed)?;
             return Ok(Stopped::NotRunning);
         }
         if timeout > 0 {
@@ -158,11 +197,9 @@ fn number(params: &Params, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::InstanceId;
 
-    #[test]
-    fn a_guest_boots_from_what_it_has() {
-        let spec = InstanceSpec {
+    fn vm1() -> InstanceSpec {
+        InstanceSpec {
             id: InstanceId(uuid::Uuid::nil()),
             name: "vm1".into(),
             primary: "node01".into(),
@@ -174,7 +211,24 @@ mod tests {
             osparams: Params::new(),
             disks: Vec::new(),
             nics: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_was_ordered_to_end_is_not_made_by_an_order_that_comes_late() {
+        let (spec, over) = (vm1(), Over::default());
+        over.check(&spec, RunId(1)).unwrap();
+        over.note(spec.id, RunId(5));
+        over.note(spec.id, RunId(3));
+        assert!(over.check(&spec, RunId(3)).is_err());
+        assert!(over.check(&spec, RunId(5)).is_err());
+        over.check(&spec, RunId(6)).unwrap();
+        over.check(&InstanceSpec { id: InstanceId(uuid::Uuid::from_u128(2)), ..spec }, RunId(1)).unwrap();
+    }
+
+    #[test]
+    fn a_guest_boots_from_what_it_has() {
+        let spec = vm1();
         let order = |nics| match boot(&spec, nics) {
             Boot::Disk { order } => order,
             other => panic!("{other:?}"),

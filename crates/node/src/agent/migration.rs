@@ -32,6 +32,16 @@ impl Agent {
         Ok(found.map(|running| running.state))
     }
 
+    /// The migration that is to move a run, as is read in the log; `None` if it is no instance's run any more.
+    async fn migration_of(&self, run: RunId) -> Result<Option<Option<Uuid>>, Failure> {
+        let state = self.keeper()?.newest().await;
+        let state = state.ok_or_else(|| {
+            Failure::failed(format!("whether run {run} is to go on is not known: the replicated log can't be reached"))
+        })?;
+        let found = state.instances.values().find(|instance| instance.run == Some(run));
+        Ok(found.map(|instance| instance.migration.map(|migration| migration.id)))
+    }
+
     pub(super) async fn look_at_run(&self, hypervisor: &str, run: RunId) -> Result<Option<LiveRun>, Failure> {
         let name = run_name(run);
         let found = self.hypervisor(hypervisor)?.list().await.into_iter().find(|running| running.run == name);
@@ -49,6 +59,7 @@ impl Agent {
         if self.live_state(&spec.hypervisor, run).await?.is_some() {
             return Ok(());
         }
+        self.over.check(spec, run)?;
         let mut destination = self.machine(spec, run, Exporting::Standby).await?;
         destination.machine = Some(machine);
         if !destination.nics.is_empty() {
@@ -58,7 +69,8 @@ impl Agent {
             }
         }
         tracing::info!(instance = spec.name, %run, %migration, "waits for the memory of a guest");
-        self.hypervisor(&spec.hypervisor)?.start_incoming(&destination).await.map(drop).map_err(hypervisor_failed)
+        self.hypervisor(&spec.hypervisor)?.start_incoming(&destination).await.map_err(hypervisor_failed)?;
+        self.unless_over(spec, run).await
     }
 
     /// How far the sending is, when it has ended or after that time.
@@ -121,6 +133,10 @@ impl Agent {
         paused: bool,
     ) -> Result<(), Failure> {
         let begun = Instant::now();
+        if self.live_state(hypervisor, run).await? == Some(LiveState::PostMigrate) {
+            // An order that comes late: by now it was sent on, and what becomes of it is another migration's to decide.
+            return Err(Failure::failed(format!("run {run} was sent to another node; it must not go on here")));
+        }
         if !disks.is_empty() {
             let keeper = self.keeper()?;
             let all = disks.iter().map(|disk| keeper.serving(*disk, run, DISKS));
@@ -148,6 +164,10 @@ impl Agent {
         disks: &[DiskId],
     ) -> Result<(), Failure> {
         let (driver, name) = (self.hypervisor(hypervisor)?, run_name(run));
+        if self.migration_of(run).await?.is_some_and(|pending| pending.is_some_and(|other| other != migration)) {
+            // An order that comes late: it is not for the migration that was begun since.
+            return Ok(());
+        }
         match self.sends.cancel(driver.as_ref(), run, migration).await {
             Ok(()) | Err(hypervisor::Error::NoSuchRun { .. }) => {}
             Err(error) => return Err(hypervisor_failed(error)),
@@ -167,7 +187,8 @@ impl Agent {
             Some(LiveState::Paused) => self.records().read(run, migration).is_some_and(|record| !record.paused),
             Some(_) => false,
         };
-        if goes_on {
+        let owned = self.migration_of(run).await?.is_some_and(|pending| pending.is_none_or(|other| other == migration));
+        if goes_on && owned {
             match driver.resume(&name).await {
                 Ok(()) | Err(hypervisor::Error::NoSuchRun { .. }) => {}
                 Err(error) => return Err(hypervisor_failed(error)),

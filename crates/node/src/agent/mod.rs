@@ -24,6 +24,7 @@ use crate::address::AddressKeeper;
 use crate::config::Config;
 use crate::migration::Sends;
 use disks::Attached;
+use guests::Over;
 
 /// What this node can do.
 pub struct Agent {
@@ -36,6 +37,8 @@ pub struct Agent {
     pub(crate) sends: Sends,
     /// Disks that are shown as files.
     attached: tokio::sync::Mutex<Attached>,
+    /// Runs that are not to be made any more.
+    over: Over,
 }
 
 impl Agent {
@@ -75,6 +78,7 @@ impl Agent {
             keeper: Mutex::default(),
             sends: Sends::default(),
             attached: Default::default(),
+            over: Over::default(),
         }))
     }
 
@@ -93,8 +97,14 @@ impl Agent {
             Call::InstallSystem { spec, run } => self.install(&spec, run).await.map(|()| Reply::Done),
             Call::Start { spec, run, paused } => self.start_guest(&spec, run, paused).await.map(|()| Reply::Done),
             Call::Stop { hypervisor, instance, id, run, timeout, disks, release } => {
+                self.over.note(id, run);
                 let how = self.stop_guest(&hypervisor, &instance, run, timeout).await?;
-                self.remove_taps(&id.to_string()).await?;
+                // They are the instance's, not the run's; a later run may be here by now.
+                let later = self.hypervisor(&hypervisor)?.list().await.iter().any(|other| other.instance == instance);
+                if !later {
+                    self.remove_taps(&id.to_string()).await?;
+                }
+                self.records().forget(run);
                 self.end_run(&disks, run, release).await?;
                 Ok(Reply::Stopped(how))
             }

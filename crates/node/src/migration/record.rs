@@ -38,6 +38,12 @@ impl Records {
         std::fs::rename(new, self.path(run))
     }
 
+    /// Forgets a run.
+    pub fn forget(&self, run: RunId) {
+        // Mostly there is none; one that stays goes with the next one that is sent.
+        let _ = std::fs::remove_file(self.path(run));
+    }
+
     /// Forgets runs that are over.
     pub fn keep(&self, live: &[RunId]) {
         for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
@@ -67,5 +73,7 @@ mod tests {
         records.keep(&[RunId(8)]);
         assert_eq!(records.read(RunId(7), first), None);
         assert_eq!(records.read(RunId(8), first), Some(record));
+        records.forget(RunId(8));
+        assert_eq!(records.read(RunId(8), first), None);
     }
 }
