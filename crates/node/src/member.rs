@@ -38,6 +38,8 @@ const READ_PATH: &str = "/read";
 const OPEN: Duration = Duration::from_secs(5);
 /// How long it may take to be asked for a new life.
 const LIFE: Duration = Duration::from_secs(3);
+/// How long this node waits for the entry that gives it a run.
+const GIVEN: Duration = Duration::from_secs(10);
 /// How long this node waits for an entry of the log that it is asked about. Whoever asks gives up before.
 const CATCH_UP: Duration = Duration::from_secs(60);
 
@@ -215,8 +217,39 @@ impl Member {
                 let shipment = Shipment { hypervisor, instance, run, migration, to, to_run, mode };
                 self.send(shipment).await.map(Reply::Sending)
             }
-            call => self.agent.carry_out(call).await,
+            call => {
+                self.check_run(&call).await?;
+                self.agent.carry_out(call).await
+            }
         }
+    }
+
+    /// Refuses to make what the state does not give to this node. It was committed before the order was sent, but may be over
+    /// by the time when an order comes that was late.
+    async fn check_run(&self, call: &Call) -> Result<(), Failure> {
+        let (spec, run) = match call {
+            Call::Start { spec, run, .. } | Call::Receive { spec, run, .. } => (spec, *run),
+            _ => return Ok(()),
+        };
+        let mut views = self.log.watch();
+        let waiting = tokio::time::timeout(GIVEN, views.wait_for(|view| view.state.last_run >= run.0));
+        let known = matches!(waiting.await, Ok(Ok(_)));
+        let state = self.state();
+        let given = state.instances.get(&spec.id).is_some_and(|instance| match call {
+            Call::Receive { migration, .. } => {
+                let coming = |it: model::Migration| it.id == *migration && it.run == run && it.to.node == self.id;
+                instance.migration.is_some_and(coming)
+            }
+            _ => instance.run == Some(run) && instance.owner.is_some_and(|owner| owner.node == self.id),
+        });
+        if known && given {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "node '{}' does not know, or not any more, that run {run} of instance '{}' is to be here",
+            self.name(),
+            spec.name
+        )))
     }
 
     /// What this node asks of another that is no order: with the incarnation and the office that it knows of.
