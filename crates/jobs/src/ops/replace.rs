@@ -143,15 +143,17 @@ async fn carry_out(ctx: &Context, plan: &Plan) -> Result<(), Halt> {
         ctx.step(&step, || async { ctx.call(plan.node, Call::CreateDisk(disk)).await.map(drop) }).await?;
     }
     ctx.say("STEP 4/6 Changing drbd configuration").await?;
+    // Before anything is taken away: after a loss of power the replica that goes may have writes that the primary's lacks, until
+    // the disks are served.
+    let run = match plan.served {
+        true => None,
+        false => Some(attach(ctx, plan.id).await?),
+    };
     commit_on_newest(ctx, "add", |state| added(state, plan)).await?;
     if plan.same_node {
         ctx.say("STEP 5/6 Removing old storage").await?;
         remove_old(ctx, plan).await?;
     }
-    let run = match plan.served {
-        true => None,
-        false => Some(attach(ctx, plan.id).await?),
-    };
     ctx.say(format!("STEP {}/6 Sync devices", if plan.same_node { 6 } else { 5 })).await?;
     ctx.step("sync", || async { wait_for_sync(ctx, plan.id, &[plan.node]).await }).await?;
     if !plan.same_node {

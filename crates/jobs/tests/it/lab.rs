@@ -92,6 +92,12 @@ impl Inner {
                 let source = &self.machines[&instance.owner.unwrap().node];
                 assert!(source.is_quiesced(instance, *migration), "handed over before the source's disks were closed");
             }
+            Command::RemoveReplica { disk, replica, .. } => {
+                // Otherwise it may have writes that the others lack, after a loss of power.
+                let (_, _, mirror) = replicas::find(&self.state, *disk).unwrap();
+                let member = mirror.replicas.get(replica).is_some_and(|replica| replica.member.is_some());
+                assert!(!member || mirror.primary.is_some(), "a replica in sync goes while nobody serves its disk");
+            }
             Command::Disown { instance, run, .. } if !self.failures_ignored() => {
                 // Of what is removed in the same entry, nobody misses anything.
                 let owner = next.instances.get(instance).and(self.state.instances[instance].owner);
