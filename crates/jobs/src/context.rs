@@ -16,6 +16,9 @@ use crate::world::{CallError, ProposeError, World};
 
 /// How long an operation goes on asking a node that does not answer. A daemon that is started again is back in a second.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it goes on asking while something stands still for the answer, or where it can do without: long enough for a
+/// daemon that is started again.
+const BRIEFLY: Duration = Duration::from_secs(5);
 /// How long a single call may take, unless the operation says otherwise.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -234,7 +237,21 @@ impl Context {
     /// # Errors
     /// As [`Self::call`].
     pub async fn call_within(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, Halt> {
-        match self.ask(node, call, deadline).await {
+        let answer = self.ask(node, call, deadline).await;
+        self.answered(node, answer)
+    }
+
+    /// As [`Self::call_within`], but a node that does not answer is given up after some seconds.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_briefly(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, Halt> {
+        let answer = self.ask_briefly(node, call, deadline).await;
+        self.answered(node, answer)
+    }
+
+    fn answered(&self, node: NodeId, answer: Result<Reply, CallError>) -> Result<Reply, Halt> {
+        match answer {
             Ok(reply) => Ok(reply),
             Err(CallError::Failed(failure)) => Err(Halt::Failed(failure)),
             Err(CallError::Deposed) => Err(Halt::Interrupted),
@@ -253,6 +270,24 @@ impl Context {
     /// # Errors
     /// As [`World::call`]; the node was asked again and again before it counts as one that can't be reached.
     pub async fn ask(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, CallError> {
+        self.ask_for(node, call, deadline, PATIENCE).await
+    }
+
+    /// As [`Self::ask`], but a node that does not answer is given up after some seconds.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_briefly(&self, node: NodeId, call: Call, deadline: Duration) -> Result<Reply, CallError> {
+        self.ask_for(node, call, deadline, BRIEFLY).await
+    }
+
+    async fn ask_for(
+        &self,
+        node: NodeId,
+        call: Call,
+        deadline: Duration,
+        patience: Duration,
+    ) -> Result<Reply, CallError> {
         let mut lost_at = None;
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_millis(50);
@@ -264,7 +299,7 @@ impl Context {
             let since = now.0.saturating_sub(lost_at.get_or_insert(now).0);
             let elapsed = Duration::from_micros(since).max(waited);
             match outcome {
-                Err(CallError::Unreachable(why)) if elapsed < PATIENCE => {
+                Err(CallError::Unreachable(why)) if elapsed < patience => {
                     tracing::info!(%node, why, "a node does not answer, asking again");
                     self.world.sleep(pause).await;
                     waited += pause;

@@ -74,7 +74,7 @@ pub async fn check_room(
 ) -> Result<(), Halt> {
     let spec = Box::new(spec(state, instance, &Params::new(), &Params::new()));
     let (facts, fits) =
-        futures::join!(facts(ctx, state, to), ctx.call_within(to, Call::CheckInstance { spec, install: false }, LOOK));
+        futures::join!(facts(ctx, state, to), ctx.call_briefly(to, Call::CheckInstance { spec, install: false }, LOOK));
     let facts = facts?;
     match fits {
         Ok(_) => {}
@@ -102,7 +102,7 @@ pub async fn check_room(
 
 /// What a node has and runs.
 pub async fn facts(ctx: &Context, state: &State, node: NodeId) -> Result<Facts, Halt> {
-    match ctx.call_within(node, Call::facts(state), LOOK).await? {
+    match ctx.call_briefly(node, Call::facts(state), LOOK).await? {
         Reply::Facts(facts) => Ok(*facts),
         other => Err(super::instance::unexpected(&other)),
     }
@@ -111,7 +111,7 @@ pub async fn facts(ctx: &Context, state: &State, node: NodeId) -> Result<Facts, 
 /// Asks the node that has an instance. One that does not answer keeps it, and nothing is done.
 pub async fn ask_owner(ctx: &Context, state: &State, instance: &Instance, call: Call) -> Result<Reply, Halt> {
     let node = instance.primary;
-    ctx.ask(node, call, LOOK).await.map_err(|error| match error {
+    ctx.ask_briefly(node, call, LOOK).await.map_err(|error| match error {
         CallError::Failed(failure) => Halt::Failed(failure),
         CallError::Deposed => Halt::Interrupted,
         CallError::Unreachable(why) => {

@@ -70,7 +70,7 @@ pub async fn stay(ctx: &Context, trip: &Trip) -> Result<Option<String>, Halt> {
             false => Ok(Reply::Done),
         }
     };
-    let destination = ctx.ask(plan.to, stop_call(instance, trip.to_run, 0, false), STOP);
+    let destination = ctx.ask_briefly(plan.to, stop_call(instance, trip.to_run, 0, false), STOP);
     let (source, destination) = futures::join!(source, destination);
     if let Some(why) = reason(destination)? {
         ctx.warn(format!(
@@ -115,7 +115,7 @@ pub async fn finish(ctx: &Context, trip: &Trip, figures: &Figures, last: Option<
     let plan = &trip.plan;
     let state = ctx.state();
     let instance = trip.instance(&state)?;
-    if let Some(why) = reason(ctx.ask(plan.from, stop_call(instance, plan.run, 0, false), STOP).await)? {
+    if let Some(why) = reason(ctx.ask_briefly(plan.from, stop_call(instance, plan.run, 0, false), STOP).await)? {
         let from = state.node_name(plan.from);
         ctx.warn(format!(
             "What instance '{}' left on node '{from}' could not be ended ({why}); it never runs again, and goes when the node joins again",

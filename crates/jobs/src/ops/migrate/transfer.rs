@@ -58,7 +58,7 @@ pub async fn transfer(ctx: &Context, trip: &Trip, mode: MigrationMode) -> Result
         migration: plan.migration,
         machine: plan.guest.machine.clone(),
     };
-    named(ctx.call_within(plan.to, receive, RECEIVE).await, || format!("node '{to}' can't receive it"))?;
+    named(ctx.call_briefly(plan.to, receive, RECEIVE).await, || format!("node '{to}' can't receive it"))?;
     let send = Call::Send {
         hypervisor: hypervisor.clone(),
         instance: name.clone(),
@@ -73,7 +73,7 @@ pub async fn transfer(ctx: &Context, trip: &Trip, mode: MigrationMode) -> Result
         .say(format!("* migrating instance to {to}"))
         .say("* starting memory transfer")
         .commit();
-    let (told, sending) = futures::join!(told, ctx.call_within(plan.from, send, ANSWER));
+    let (told, sending) = futures::join!(told, ctx.call_briefly(plan.from, send, ANSWER));
     told?;
     let unsent = || format!("node '{from}' can't send it");
     let figures = watch(ctx, trip, hypervisor, named(sending, unsent)?).await?;
@@ -85,8 +85,8 @@ pub async fn transfer(ctx: &Context, trip: &Trip, mode: MigrationMode) -> Result
     // The guest stands still from here on.
     let (arrived, quiesced, frames) = futures::join!(
         arrived(ctx, trip, hypervisor),
-        ctx.call_within(plan.from, quiesce, QUIESCE),
-        ctx.call_within(plan.to, frames, ANSWER)
+        ctx.call_briefly(plan.from, quiesce, QUIESCE),
+        ctx.call_briefly(plan.to, frames, ANSWER)
     );
     arrived?;
     named(quiesced, || format!("its disks could not be closed on node '{from}'"))?;
@@ -146,7 +146,7 @@ async fn watch(ctx: &Context, trip: &Trip, hypervisor: &str, mut sending: Reply)
             migration: plan.migration,
             wait_ms: LONG_POLL.as_millis() as u64,
         };
-        let answer = ctx.call_within(plan.from, look, LONG_POLL + ANSWER).await;
+        let answer = ctx.call_briefly(plan.from, look, LONG_POLL + ANSWER).await;
         sending = named(answer, || "nobody knows how far its memory was sent".to_owned())?;
     }
 }
@@ -165,7 +165,7 @@ async fn arrived(ctx: &Context, trip: &Trip, hypervisor: &str) -> Result<(), Hal
     let to = ctx.state().node_name(plan.to);
     for _ in 0..ARRIVAL.0 {
         let look = Call::LookAtRun { hypervisor: hypervisor.to_owned(), run: trip.to_run };
-        match ctx.call_within(plan.to, look, ANSWER).await? {
+        match ctx.call_briefly(plan.to, look, ANSWER).await? {
             Reply::Run(Some(live)) if live.state == RunState::Paused => return Ok(()),
             Reply::Run(Some(live)) if live.state == RunState::Incoming => {}
             Reply::Run(_) => return Err(Failure::failed(format!("it was lost on its way to node '{to}'")).into()),
