@@ -150,7 +150,8 @@ impl State {
             return Err(Rejection::State("The master role can be changed only via master-failover".into()));
         }
         if !next.vm_capable
-            && let Some(instance) = self.instances.values().find(|instance| instance.primary == id)
+            && let Some(instance) =
+                self.instances.values().find(|instance| instance.primary == id || instance.secondaries.contains(&id))
         {
             return Err(Rejection::State(format!(
                 "Node {} hosts instances ('{}' for one), cannot unset 'vm_capable'",

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use crate::apply::testing::{cluster_of, run};
 use crate::{
     AdminState, Applied, Command, Disk, DiskAccess, DiskId, DiskRejection, DiskTemplate, Epoch, Instance, InstanceId,
-    Life, Mirror, MirrorMode, NodeId, NodeLife, Provision, Rejection, ReplicaId, RunId, State, Timestamp, Uuid,
-    Version,
+    Life, Mirror, MirrorMode, NodeChange, NodeId, NodeLife, Provision, Rejection, ReplicaId, RunId, State, Timestamp,
+    Uuid, Version,
 };
 
 const INSTANCE: InstanceId = InstanceId(Uuid::from_u128(1));
@@ -237,6 +237,17 @@ fn a_replica_is_added_empty_and_removed_as_long_as_one_stays_that_is_in_sync() {
     assert_eq!(mirror(&state).in_sync(), BTreeSet::from([rid(1)]));
     assert!(state.instances[&INSTANCE].secondaries.is_empty());
     assert!(matches!(one(&mut state, stale), Err(Rejection::Disk(DiskRejection::VersionMoved { .. }))));
+}
+
+#[test]
+fn a_node_that_holds_a_second_replica_stays_able_to_run_guests() {
+    let mut state = mirrored();
+    let unset = |node| {
+        let change = NodeChange { vm_capable: Some(false), ..NodeChange::default() };
+        Command::ModifyNode { node: NodeId(node), change }
+    };
+    assert!(one(&mut state, unset(2)).is_err());
+    one(&mut state, unset(3)).unwrap();
 }
 
 #[test]
