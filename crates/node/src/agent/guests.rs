@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hypervisor::{Boot, MachineSpec, NicSpec, RebootBehavior, Shutdown};
+use hypervisor::{Boot, LiveState, MachineSpec, NicSpec, RebootBehavior, Shutdown};
 use jobs::agent::{InstanceSpec, NicRef, Stopped};
 use model::{DiskAccess, InstanceId, ParamValue, Params, RunId};
 use network::{Netlink, tap};
@@ -46,7 +46,12 @@ impl Agent {
     pub(super) async fn start_guest(&self, spec: &InstanceSpec, run: RunId, paused: bool) -> Result<(), Failure> {
         let driver = Arc::clone(self.hypervisor(&spec.hypervisor)?);
         let name = run_name(run);
-        if !driver.list().await.iter().any(|running| running.run == name) {
+        let there = driver.list().await.into_iter().find(|running| running.run == name);
+        if there.as_ref().is_some_and(|it| matches!(it.state, LiveState::Migrating | LiveState::PostMigrate)) {
+            // An order that comes late: it was started, and whether it goes on here is its migration's to decide.
+            return Ok(());
+        }
+        if there.is_none() {
             self.over.check(spec, run)?;
             let machine = self.machine(spec, run, Exporting::Serving).await?;
             driver.start(&machine).await.map_err(hypervisor_failed)?;
