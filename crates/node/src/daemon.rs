@@ -208,17 +208,28 @@ impl Daemon {
             let member = Arc::clone(&member);
             Arc::new(move |peer: &rpc::PeerIdentity| member.admits(peer))
         };
-        let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let service = Arc::new(PeerService(Arc::clone(&member)));
-        let server = Server::bind(everywhere(self.config.node_port), &identity, admit, service).await?;
-        let listener = rpc::serve::bind(everywhere(self.config.api_port)).await?;
-        let tls = rpc::join::join_server_config(&identity)?;
-        let api = rpc::serve_tls(listener, tls, joining::router(Arc::clone(&member))).map_err(StartError::Serve)?;
+        // Before the first order can come: one that finds no disks would fail, though they only were not there yet.
         let keeper = match self.home.is_witness() {
             true => None,
-            false => Some(self.keep_disks(&member, identity).await?),
+            false => Some(self.keep_disks(&member, Arc::clone(&identity)).await?),
         };
         self.agent.set_keeper(keeper.clone()).await;
+        let ports = async {
+            let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            let service = Arc::new(PeerService(Arc::clone(&member)));
+            let server = Server::bind(everywhere(self.config.node_port), &identity, admit, service).await?;
+            let listener = rpc::serve::bind(everywhere(self.config.api_port)).await?;
+            let tls = rpc::join::join_server_config(&identity)?;
+            let router = joining::router(Arc::clone(&member));
+            Ok((server, rpc::serve_tls(listener, tls, router).map_err(StartError::Serve)?))
+        };
+        let (server, api) = match ports.await {
+            Ok(ports) => ports,
+            Err(error) => {
+                self.agent.set_keeper(None).await;
+                return Err(error);
+            }
+        };
         let mut duties = JoinSet::new();
         duties.spawn(self.essential("leading", crate::office::lead(Arc::clone(&member))));
         duties.spawn(self.essential("reporting this boot", crate::member::report_boot(Arc::clone(&member))));
