@@ -151,7 +151,12 @@ impl Agent {
         let mirrored: Vec<DiskId> = mirrored.map(|disk| disk.disk.id).collect();
         match (mirrored.is_empty(), run) {
             (true, _) => Ok(()),
-            (false, Some(run)) => self.end_run(&mirrored, run, true).await,
+            (false, Some(run)) => {
+                self.end_run(&mirrored, run, true).await?;
+                // A copy that nobody waits for any more fails now; it may be writing to a file yet.
+                drop(self.copying.take(run).await);
+                Ok(())
+            }
             (false, None) => disks.first().map_or(Ok(()), |disk| Err(no_run(disk))),
         }
     }
@@ -190,6 +195,7 @@ impl Agent {
     }
 
     pub(super) async fn copy_disk(&self, from: &DiskRef, to: &DiskRef, run: RunId) -> Result<(), Failure> {
+        let _turn = self.copying.take(run).await;
         let (source, target) = tokio::try_join!(self.side(from, run), self.side(to, run))?;
         copy::copy(source, target, from.disk.size_mib * MIB).await.map_err(|error| {
             Failure::failed(format!("disk {} of instance {} can't be copied: {error}", from.index, from.instance))

@@ -10,6 +10,7 @@ use jobs::agent::{InstanceSpec, NicRef, Stopped};
 use model::{DiskAccess, InstanceId, ParamValue, Params, RunId};
 use network::{Netlink, tap};
 use opcodes::Failure;
+use tokio::sync::OwnedMutexGuard;
 
 use super::disks::Exporting;
 use super::{Agent, hypervisor_failed, run_name};
@@ -41,11 +42,28 @@ impl Over {
     }
 }
 
+/// Who does something for a run, one after the other: a call goes on when its connection breaks, and is made again meanwhile.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<BTreeMap<RunId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    /// Waits for those who came before.
+    pub(super) async fn take(&self, run: RunId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(run).or_default())
+        };
+        turn.lock_owned().await
+    }
+}
+
 impl Agent {
     /// Starts a run. A second call for the same run finds it started.
     pub(super) async fn start_guest(&self, spec: &InstanceSpec, run: RunId, paused: bool) -> Result<(), Failure> {
         let driver = Arc::clone(self.hypervisor(&spec.hypervisor)?);
         let name = run_name(run);
+        let _turn = self.making.take(run).await;
         let there = driver.list().await.into_iter().find(|running| running.run == name);
         if there.as_ref().is_some_and(|it| matches!(it.state, LiveState::Migrating | LiveState::PostMigrate)) {
             // An order that comes late: it was started, and whether it goes on here is its migration's to decide.
@@ -229,6 +247,20 @@ mod tests {
         assert!(over.check(&spec, RunId(5)).is_err());
         over.check(&spec, RunId(6)).unwrap();
         over.check(&InstanceSpec { id: InstanceId(uuid::Uuid::from_u128(2)), ..spec }, RunId(1)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_made_again_waits_for_the_one_before() {
+        let turns = Turns::default();
+        let first = turns.take(RunId(1)).await;
+        let second = turns.take(RunId(1));
+        let mut second = std::pin::pin!(second);
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(turns.take(RunId(2)).await);
+        drop(first);
+        drop(second.await);
+        drop(turns.take(RunId(1)).await);
+        assert_eq!(turns.0.lock().unwrap().len(), 1, "what is done is forgotten");
     }
 
     #[test]

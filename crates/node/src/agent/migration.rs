@@ -56,6 +56,7 @@ impl Agent {
         migration: Uuid,
         machine: String,
     ) -> Result<(), Failure> {
+        let _turn = self.making.take(run).await;
         if self.live_state(&spec.hypervisor, run).await?.is_some() {
             return Ok(());
         }

@@ -24,7 +24,7 @@ use crate::address::AddressKeeper;
 use crate::config::Config;
 use crate::migration::Sends;
 use disks::Attached;
-use guests::Over;
+use guests::{Over, Turns};
 
 /// What this node can do.
 pub struct Agent {
@@ -39,6 +39,10 @@ pub struct Agent {
     attached: tokio::sync::Mutex<Attached>,
     /// Runs that are not to be made any more.
     over: Over,
+    /// Runs that are being made.
+    making: Turns,
+    /// Runs in which disks are copied.
+    copying: Turns,
 }
 
 impl Agent {
@@ -79,6 +83,8 @@ impl Agent {
             sends: Sends::default(),
             attached: Default::default(),
             over: Over::default(),
+            making: Turns::default(),
+            copying: Turns::default(),
         }))
     }
 
