@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use hypervisor::LiveState;
 use jobs::agent::{InstanceSpec, LiveRun, RunState, Sending};
-use model::{DiskId, InstanceId, RunId, Uuid};
+use model::{DiskId, InstanceId, RunId, State, Uuid};
 use network::{Netlink, steer, tap};
 use opcodes::Failure;
 use tokio::time::Instant;
@@ -20,6 +20,32 @@ const DISKS: Duration = Duration::from_secs(20);
 /// How often a run is looked at that a daemon before this one was sending.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// What the state says of a run that a migration was to move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is its instance's, and nothing is to move it.
+    Stays,
+    /// The migration is not decided.
+    Undecided,
+    /// Another migration is to move it.
+    MovesOtherwise,
+    /// It is no instance's any more.
+    Over,
+}
+
+impl Standing {
+    fn of(state: &State, run: RunId, migration: Uuid) -> Self {
+        let Some(instance) = state.instances.values().find(|instance| instance.run == Some(run)) else {
+            return Self::Over;
+        };
+        match instance.migration {
+            None => Self::Stays,
+            Some(pending) if pending.id == migration => Self::Undecided,
+            Some(_) => Self::MovesOtherwise,
+        }
+    }
+}
+
 impl Agent {
     /// What was noted of runs that are being sent.
     pub(crate) fn records(&self) -> Records {
@@ -32,14 +58,13 @@ impl Agent {
         Ok(found.map(|running| running.state))
     }
 
-    /// The migration that is to move a run, as is read in the log; `None` if it is no instance's run any more.
-    async fn migration_of(&self, run: RunId) -> Result<Option<Option<Uuid>>, Failure> {
+    /// As what a run is known by everything that is committed by now.
+    async fn standing(&self, run: RunId, migration: Uuid) -> Result<Standing, Failure> {
         let state = self.keeper()?.newest().await;
         let state = state.ok_or_else(|| {
             Failure::failed(format!("whether run {run} is to go on is not known: the replicated log can't be reached"))
         })?;
-        let found = state.instances.values().find(|instance| instance.run == Some(run));
-        Ok(found.map(|instance| instance.migration.map(|migration| migration.id)))
+        Ok(Standing::of(&state, run, migration))
     }
 
     pub(super) async fn look_at_run(&self, hypervisor: &str, run: RunId) -> Result<Option<LiveRun>, Failure> {
@@ -165,8 +190,10 @@ impl Agent {
         disks: &[DiskId],
     ) -> Result<(), Failure> {
         let (driver, name) = (self.hypervisor(hypervisor)?, run_name(run));
-        if self.migration_of(run).await?.is_some_and(|pending| pending.is_some_and(|other| other != migration)) {
-            // An order that comes late: it is not for the migration that was begun since.
+        // An order that comes late is not for a migration that was begun since. A state that is late itself says nothing.
+        if Standing::of(&self.keeper()?.state(), run, migration) == Standing::MovesOtherwise
+            && self.standing(run, migration).await? == Standing::MovesOtherwise
+        {
             return Ok(());
         }
         match self.sends.cancel(driver.as_ref(), run, migration).await {
@@ -188,8 +215,7 @@ impl Agent {
             Some(LiveState::Paused) => self.records().read(run, migration).is_some_and(|record| !record.paused),
             Some(_) => false,
         };
-        let owned = self.migration_of(run).await?.is_some_and(|pending| pending.is_none_or(|other| other == migration));
-        if goes_on && owned {
+        if goes_on && self.standing(run, migration).await? == Standing::Stays {
             match driver.resume(&name).await {
                 Ok(()) | Err(hypervisor::Error::NoSuchRun { .. }) => {}
                 Err(error) => return Err(hypervisor_failed(error)),
@@ -226,7 +252,24 @@ fn network_failed(error: network::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::hardware_address;
+    use model::{Life, Migration, NodeId, NodeLife, RunId, Uuid};
+
+    use super::{Standing, hardware_address};
+    use crate::tables::testing;
+
+    #[test]
+    fn a_guest_goes_on_at_its_source_only_when_nothing_is_to_move_it() {
+        let mut state = testing::cluster();
+        let id = state.instance_by_name("vm5").unwrap().id;
+        let (run, first, second) = (RunId(70), Uuid::from_u128(1), Uuid::from_u128(2));
+        assert_eq!(Standing::of(&state, run, first), Standing::Over);
+        state.instances.get_mut(&id).unwrap().run = Some(run);
+        assert_eq!(Standing::of(&state, run, first), Standing::Stays);
+        let to = NodeLife { node: NodeId(2), life: Life(1) };
+        state.instances.get_mut(&id).unwrap().migration = Some(Migration { id: second, to, run: RunId(71) });
+        assert_eq!(Standing::of(&state, run, first), Standing::MovesOtherwise);
+        assert_eq!(Standing::of(&state, run, second), Standing::Undecided);
+    }
 
     #[test]
     fn hardware_addresses_are_read() {
