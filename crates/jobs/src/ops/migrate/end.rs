@@ -118,8 +118,8 @@ pub async fn finish(ctx: &Context, trip: &Trip, figures: &Figures, last: Option<
     if let Some(why) = reason(ctx.ask_briefly(plan.from, stop_call(instance, plan.run, 0, false), STOP).await)? {
         let from = state.node_name(plan.from);
         ctx.warn(format!(
-            "What instance '{}' left on node '{from}' could not be ended ({why}); it never runs again, and goes when the node joins again",
-            plan.name
+            "What instance '{}' left on node '{from}' could not be ended ({why}); it never runs again, and 'gnt-instance migrate --cleanup {}' ends it when the node is back",
+            plan.name, plan.name
         ))
         .await?;
     }
