@@ -87,18 +87,30 @@ fn whenever_the_guest_dies_one_guest_runs_afterwards() {
     at_every_step(&[Victim::SourceGuest, Victim::DestinationGuest]);
 }
 
-/// A node that is gone is asked for twenty seconds before it is given up, and its guest boots afterwards: each death takes
-/// most of a minute. Those in which something else decides are always tried, all of them where
-/// `CARDUME_TEST_EVERY_DEATH` is set.
 #[test]
-fn a_node_that_dies_on_the_way_never_leaves_two_guests() {
-    use Victim::{Destination, Source};
+fn a_node_that_dies_while_memory_is_sent_never_leaves_two_guests() {
+    nodes_die_at(0..3);
+}
+
+#[test]
+fn a_node_that_dies_while_the_guest_stands_still_never_leaves_two_guests() {
+    nodes_die_at(3..6);
+}
+
+#[test]
+fn a_node_that_dies_around_the_decision_never_leaves_two_guests() {
+    nodes_die_at(6..9);
+}
+
+/// At each of these steps one of the two nodes dies; where `CARDUME_TEST_EVERY_DEATH` is set, either of them. A death takes
+/// more than half a minute: the node is asked for a while before it is given up, and its guest boots afterwards.
+fn nodes_die_at(steps: std::ops::Range<usize>) {
     let every = std::env::var_os("CARDUME_TEST_EVERY_DEATH").is_some();
-    let chosen = [("node.quiesce.after", Destination), ("node.continue.before", Source)];
     let (cluster, guest) = with_guest();
-    for (step, side) in STEPS {
-        for victim in [Source, Destination] {
-            if every || chosen.contains(&(step, victim)) {
+    for (index, (step, side)) in STEPS.into_iter().enumerate().skip(steps.start).take(steps.len()) {
+        let chosen = if index % 2 == 0 { Victim::Destination } else { Victim::Source };
+        for victim in [Victim::Source, Victim::Destination] {
+            if every || victim == chosen {
                 interrupt(&cluster, step, side, victim);
                 guest.wait(1, PATIENCE).unwrap();
             }
