@@ -127,18 +127,19 @@ impl Scenario<'_> {
         Ok(Figures::from([("in_sync_ms", ms(back)), ("guest_gap_ms", ms(gap))]))
     }
 
-    /// Waits until both replicas of all three disks, which are in use, are up to date and connected.
+    /// Waits until both replicas of all three disks are up to date, and connected where the disk is in use.
     fn all_up_to_date(&self, seen_by: &str) -> anyhow::Result<()> {
         let api = Api::of(&self.node(seen_by)?)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let disks = api.call::<Vec<DiskReport>>(&Request::Disks { names: Vec::new() });
-            let is_good = |report: &ReplicaReport| {
-                report.state == "UpToDate" && report.peers.iter().all(|peer| peer.connection == "Connected")
-            };
+            let is_connected = |report: &ReplicaReport| report.peers.iter().all(|peer| peer.connection == "Connected");
             let good = |disk: &DiskReport| {
                 let reports: Vec<_> = disk.replicas.iter().filter_map(|replica| replica.report.as_ref()).collect();
-                disk.in_sync.len() == 2 && reports.len() == 2 && reports.into_iter().all(is_good)
+                let up_to_date = reports.len() == 2 && reports.iter().all(|report| report.state == "UpToDate");
+                // Replicas of a disk that nobody uses have nothing to tell each other.
+                let connected = disk.primary.is_none() || reports.into_iter().all(is_connected);
+                disk.in_sync.len() == 2 && up_to_date && connected
             };
             match disks {
                 Ok(disks) if disks.len() == 3 && disks.iter().all(good) => return Ok(()),
