@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use super::attachment;
 use super::disks::check_nodes_online;
-use super::instance::{check_online, current_run, find, find_id};
+use super::instance::{check_online, current_run, find, find_id, mirrored, unexpected};
 use super::mirrors::{self, check_room, commit_on_newest, usable_node, wait_for_sync};
 use super::spec::{disks, spec};
 use super::{find_node, wrong_input, wrong_state};
-use crate::agent::{Call, DiskRef};
+use crate::agent::{Call, DiskRef, Reply};
 use crate::context::{Context, Halt};
 
 /// Name of the step that records why a replacement is given up. A new master that finds it goes on undoing.
@@ -89,7 +89,11 @@ async fn check(ctx: &Context, op: &InstanceReplaceDisks) -> Result<Plan, Halt> {
         let going = mirror.replicas.iter().filter(|(_, replica)| replica.node != instance.primary);
         old.extend(going.map(|(rid, replica)| (replica.node, *rid, disk.clone())));
     }
-    let served = current_run(&state, instance).is_some();
+    let run = current_run(&state, instance);
+    if let Some(run) = run {
+        check_served(ctx, instance, run).await?;
+    }
+    let served = run.is_some();
     Ok(Plan { id: instance.id, node, fresh, old, served, same_node })
 }
 
@@ -117,6 +121,26 @@ fn chosen_node(state: &State, instance: &Instance, op: &InstanceReplaceDisks) ->
     usable_node(state, name, "secondary")
 }
 
+/// Refuses where the right to the disks was given, but nothing serves them: until they are served, a replica that goes may be
+/// the only one with some of the writes.
+async fn check_served(ctx: &Context, instance: &Instance, run: RunId) -> Result<(), Halt> {
+    let reports = match ctx.call(instance.primary, Call::Replicas { disks: mirrored(instance) }).await? {
+        Reply::Replicas(reports) => reports,
+        other => return Err(unexpected(&other)),
+    };
+    let served = |disk| reports.iter().any(|report| report.disk == disk && report.serving == Some(run));
+    match mirrored(instance).into_iter().all(served) {
+        true => Ok(()),
+        false => Err(wrong_state(format!(
+            "Disks of instance '{0}' are not served on its primary node '{1}' although it has the right to them; \
+             'gnt-instance shutdown {0}' or 'gnt-instance startup {0}' settles that first",
+            instance.name,
+            ctx.state().node_name(instance.primary)
+        ))
+        .into()),
+    }
+}
+
 /// The disks as the new replicas' node has to know them.
 fn with_fresh(state: &State, instance: &Instance, plan: &Plan) -> Vec<DiskRef> {
     let mut disks = disks(state, instance);
@@ -134,15 +158,13 @@ async fn carry_out(ctx: &Context, plan: &Plan) -> Result<(), Halt> {
     let state = ctx.state();
     let instance = find_id(&state, plan.id)?;
     let node = state.node_name(plan.node);
-    ctx.say("STEP 1/6 Check device existence").await?;
-    ctx.say("STEP 2/6 Check peer consistency").await?;
-    ctx.say("STEP 3/6 Allocate new storage").await?;
+    ctx.say("STEP 1/4 Allocate new storage").await?;
     for disk in with_fresh(&state, instance, plan) {
         ctx.say(format!(" - INFO: adding new local storage on {node} for disk/{}", disk.index)).await?;
         let step = format!("disk-{}", disk.index);
         ctx.step(&step, || async { ctx.call(plan.node, Call::CreateDisk(disk)).await.map(drop) }).await?;
     }
-    ctx.say("STEP 4/6 Changing drbd configuration").await?;
+    ctx.say("STEP 2/4 Changing drbd configuration").await?;
     // Before anything is taken away: after a loss of power the replica that goes may have writes that the primary's lacks, until
     // the disks are served.
     let run = match plan.served {
@@ -151,10 +173,10 @@ async fn carry_out(ctx: &Context, plan: &Plan) -> Result<(), Halt> {
     };
     commit_on_newest(ctx, "add", |state| added(state, plan)).await?;
     if plan.same_node {
-        ctx.say("STEP 5/6 Removing old storage").await?;
+        ctx.say("STEP 3/4 Removing old storage").await?;
         remove_old(ctx, plan).await?;
     }
-    ctx.say(format!("STEP {}/6 Sync devices", if plan.same_node { 6 } else { 5 })).await?;
+    ctx.say(format!("STEP {}/4 Sync devices", if plan.same_node { 4 } else { 3 })).await?;
     ctx.step("sync", || async { wait_for_sync(ctx, plan.id, &[plan.node]).await }).await?;
     if !plan.same_node {
         commit_on_newest(ctx, "drop", |state| {
@@ -167,7 +189,7 @@ async fn carry_out(ctx: &Context, plan: &Plan) -> Result<(), Halt> {
         ctx.commit("host-disown", vec![Command::Disown { instance: plan.id, run, want: None }]).await?;
     }
     if !plan.same_node {
-        ctx.say("STEP 6/6 Removing old storage").await?;
+        ctx.say("STEP 4/4 Removing old storage").await?;
         remove_old(ctx, plan).await?;
     }
     Ok(())

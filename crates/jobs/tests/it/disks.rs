@@ -352,12 +352,10 @@ fn the_second_replica_goes_to_another_node() {
         lab.outcome(job).unwrap();
         let steps: Vec<String> = lab.lines(job).into_iter().filter(|line| line.starts_with("STEP")).collect();
         let told = [
-            "STEP 1/6 Check device existence",
-            "STEP 2/6 Check peer consistency",
-            "STEP 3/6 Allocate new storage",
-            "STEP 4/6 Changing drbd configuration",
-            "STEP 5/6 Sync devices",
-            "STEP 6/6 Removing old storage",
+            "STEP 1/4 Allocate new storage",
+            "STEP 2/4 Changing drbd configuration",
+            "STEP 3/4 Sync devices",
+            "STEP 4/4 Removing old storage",
         ];
         assert_eq!(steps, told);
         let instance = lab.instance("vm1").unwrap();
@@ -367,6 +365,19 @@ fn the_second_replica_goes_to_another_node() {
         assert_eq!(guest(&lab, "vm1").is_some(), start);
         assert!(!attached(&lab, "vm1"));
         lab.check();
+    }
+}
+
+#[test]
+fn no_replica_goes_while_the_right_to_the_disks_is_given_but_nothing_serves_them() {
+    let lab = Lab::new();
+    lab.run(created_mirrored("vm1", false)).unwrap();
+    let instance = lab.instance("vm1").unwrap().id;
+    lab.apply(vec![Command::Own { instance, node: NodeId(1) }]).unwrap();
+    for node in [None, Some("node04")] {
+        let refused = lab.run(replace("vm1", node)).unwrap_err();
+        assert!(refused.text.contains("are not served on its primary node 'node01'"), "{}", refused.text);
+        assert_eq!(in_sync(&lab, "vm1"), [[1, 2], [1, 2]]);
     }
 }
 
