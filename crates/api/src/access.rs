@@ -49,11 +49,17 @@ pub(crate) fn changes(request: &Request) -> bool {
         | Request::ClusterInfo
         | Request::NodeInfo { .. }
         | Request::InstanceInfo { .. }
-        | Request::Disks { .. } => false,
+        | Request::Disks { .. }
+        | Request::Why { .. }
+        | Request::HaBound
+        | Request::HaPlan { .. }
+        | Request::HaStatus => false,
         Request::Init(_)
         | Request::Join(_)
         | Request::Destroy
         | Request::MasterFailover
+        | Request::Recover { .. }
+        | Request::HaSwitch { .. }
         | Request::Submit(_)
         | Request::CancelJob { .. }
         | Request::ArchiveJob { .. } => true,
@@ -80,6 +86,14 @@ pub(crate) fn describe(request: &Request) -> String {
         Request::NodeInfo { .. } => "node info".into(),
         Request::InstanceInfo { .. } => "instance info".into(),
         Request::Disks { .. } => "disks".into(),
+        Request::Recover { off, commit } => {
+            format!("{} without {}", if *commit { "recover" } else { "look at recovering" }, off.join(", "))
+        }
+        Request::Why { name } => format!("why {name}"),
+        Request::HaBound => "ha bound".into(),
+        Request::HaPlan { .. } => "ha plan".into(),
+        Request::HaStatus => "ha status".into(),
+        Request::HaSwitch { on } => format!("ha {}", if *on { "arm" } else { "disarm" }),
     }
 }
 

@@ -243,6 +243,7 @@ async fn init(session: &mut Session, args: InitArgs) -> Result<u8, Error> {
         nicparams: parameters::all(Some(NIC), &args.nic_parameters)?,
         file_storage_dir: args.file_storage_dir,
         candidate_pool_size: args.candidate_pool_size,
+        lease_ms: None,
     };
     session.client.call::<()>(&Request::Init(Box::new(init))).await?;
     Ok(0)

@@ -92,7 +92,12 @@ fn plan(store: &Store, id: Uuid, at: Timestamp) -> io::Result<Option<(Recovered,
         fork_point: ForkPoint { term: last.committed_leader_id().term, index: last.index },
         others,
     };
-    let found = Command::Found { incarnation: recovered.incarnation, fork_point: recovered.fork_point };
+    let found = Command::Found {
+        incarnation: recovered.incarnation,
+        fork_point: recovered.fork_point,
+        node: Some(me),
+        off: Vec::new(),
+    };
     let proposal = Proposal { incarnation: state.incarnation, office: None, at, commands: vec![found] };
 
     // As if this node had been elected once more, by itself, and had appended these two entries.

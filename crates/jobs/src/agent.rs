@@ -297,6 +297,11 @@ pub enum Call {
         /// Milliseconds.
         millis: u64,
     },
+    /// Gets ready to be declared dead without an operator (protocol, 7.3): all replicas store that their disks are strict, the
+    /// guard holds a lease and stops guests when it runs out. Reply: [`Reply::Done`]; then it may be committed.
+    Arm,
+    /// After its disarming was committed: guests are not stopped for a lease any more. Reply: [`Reply::Done`].
+    Disarm,
     /// The node is no longer a member: it forgets the cluster. Reply: [`Reply::Done`], before it does.
     Leave,
 }
@@ -334,6 +339,8 @@ impl Call {
             Call::AddressDown { .. } => "address_down",
             Call::CaughtUp { .. } => "caught_up",
             Call::Delay { .. } => "delay",
+            Call::Arm => "arm",
+            Call::Disarm => "disarm",
             Call::Leave => "leave",
         }
     }

@@ -10,6 +10,9 @@ use crate::instance::DiskTemplate;
 use crate::node::NewNode;
 use crate::params::Params;
 
+/// Usual length of a lease, milliseconds (protocol, section 8).
+pub const LEASE_MS: u32 = 1300;
+
 /// Configuration of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cluster {
@@ -58,11 +61,25 @@ pub struct Cluster {
     /// Whether no new jobs are taken.
     #[serde(default)]
     pub drained: bool,
+    /// Whether nodes are armed for automatic failover as soon as they can be; `cardume ha disarm` takes it away.
+    #[serde(default = "yes")]
+    pub ha: bool,
+    /// Length of a lease, milliseconds. Chosen when the cluster is made, and never changed.
+    #[serde(default = "usual_lease")]
+    pub lease_ms: u32,
     /// The cluster's certificate authority, PEM. Every node's certificate is signed by it.
     pub ca_certificate: String,
     /// Its private key, PEM. In the replicated state so that each node that can be master can sign; the store's files are
     /// readable by root alone.
     pub ca_key: String,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn usual_lease() -> u32 {
+    LEASE_MS
 }
 
 /// What is set for one operating system.
@@ -81,6 +98,9 @@ pub struct OsSettings {
 pub struct ClusterChange {
     /// Whether no new jobs are taken.
     pub drained: Option<bool>,
+    /// See [`Cluster::ha`].
+    #[serde(default)]
+    pub ha: Option<bool>,
     /// Tags to add.
     #[serde(default)]
     pub add_tags: BTreeSet<String>,

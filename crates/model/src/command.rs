@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, ClusterChange};
 use crate::disk::{DiskRejection, Epoch, Version};
+use crate::history::{Evidence, Happening};
 use crate::ids::{DiskId, InstanceId, JobId, Life, NodeId, ReplicaId, RunId, Timestamp, Uuid};
 use crate::incarnation::{ForkPoint, Incarnation};
 use crate::instance::{AdminState, Instance, InstanceChange, NodeLife};
@@ -44,6 +45,12 @@ pub enum Command {
         incarnation: Incarnation,
         /// End of the old one's log.
         fork_point: ForkPoint,
+        /// The node that goes on alone.
+        #[serde(default)]
+        node: Option<NodeId>,
+        /// The nodes that an operator asserts to be off: their lives end.
+        #[serde(default)]
+        off: Vec<NodeId>,
     },
 
     /// Permits one machine to join.
@@ -90,6 +97,29 @@ pub enum Command {
         /// The runs that its hypervisors still have; what it owns with other runs is no longer its.
         runs: Vec<RunId>,
     },
+    /// Ends a node's life (protocol, section 3): its replicas leave every in-sync set that has another member, its migrations
+    /// end, and what it owns may be taken over. Of a node that is armed; of others only with [`Evidence::AssertedOff`].
+    NodeDead {
+        /// The node.
+        node: NodeId,
+        /// Its life.
+        life: Life,
+        /// Why that is safe.
+        evidence: Evidence,
+    },
+    /// The node's guard enforces leases and its replicas know it: it may be declared dead without an operator (protocol,
+    /// 7.3). A mirrored disk is strict while all nodes with replicas of it are armed.
+    Arm {
+        /// The node.
+        node: NodeId,
+        /// The life in which that was found.
+        life: Life,
+    },
+    /// The contrary. Committed first, then told to the node.
+    Disarm {
+        /// The node.
+        node: NodeId,
+    },
 
     /// Adds an instance.
     AddInstance(Box<Instance>),
@@ -120,6 +150,18 @@ pub enum Command {
         run: RunId,
         /// What is wanted of the instance from now on, where that changes too.
         want: Option<AdminState>,
+    },
+
+    /// Gives an instance whose owner's life has ended to a node whose replicas are in sync (protocol, sections 3 and 9). An
+    /// item of its own in a batch: where it can't be done the answer is [`Applied::Refused`], and the rest of the batch takes
+    /// effect.
+    Takeover {
+        /// The instance.
+        instance: InstanceId,
+        /// The node.
+        to: NodeId,
+        /// Why that one: for people, one sentence.
+        reason: String,
     },
 
     /// A disk's primary goes on without some replicas (protocol, section 5.4). At least one member has to stay. Naming its
@@ -228,6 +270,9 @@ pub enum Command {
         asserted_off: bool,
     },
 
+    /// Adds to the history what is no command.
+    Note(Box<Happening>),
+
     /// Queues a job.
     SubmitJob(NewJob),
     /// Records what happened to a job. Only the master in office may.
@@ -277,6 +322,8 @@ pub enum Applied {
     Job(JobId),
     /// An instance got this run.
     Run(RunId),
+    /// This item of the batch was refused, and changed nothing.
+    Refused(String),
 }
 
 /// Why a proposal was rejected. The texts are for administrators.

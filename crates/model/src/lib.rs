@@ -13,6 +13,7 @@ mod cluster;
 mod command;
 mod disk;
 mod group;
+pub mod history;
 mod ids;
 mod incarnation;
 mod instance;
@@ -22,10 +23,11 @@ pub mod params;
 mod state;
 mod voters;
 
-pub use cluster::{Cluster, ClusterChange, JoinToken, OsSettings};
+pub use cluster::{Cluster, ClusterChange, JoinToken, LEASE_MS, OsSettings};
 pub use command::{Applied, Command, Proposal, Rejection};
 pub use disk::{DiskRejection, Epoch, Forced, MAX_REPLICAS, Migration, Mirror, MirrorMode, MirrorReplica, Version};
 pub use group::{AllocPolicy, Group};
+pub use history::{Evidence, Happening, History, Record};
 pub use ids::{DiskId, GroupId, InstanceId, JobId, Life, NodeId, ReplicaId, RunId, Timestamp, Uuid};
 pub use incarnation::{ForkPoint, Incarnation};
 pub use instance::{

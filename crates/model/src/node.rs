@@ -49,6 +49,13 @@ pub struct Node {
     pub life: Life,
     /// Identity of the boot to which [`Self::life`] belongs.
     pub boot: String,
+    /// [`Self::life`] was declared dead: what it owned may be taken over. A new life ends this.
+    #[serde(default)]
+    pub dead: bool,
+    /// Its guard enforces leases and its replicas know it (protocol, 7.3): it may be declared dead without an operator.
+    /// Outlives its lives.
+    #[serde(default)]
+    pub armed: bool,
 }
 
 /// What `gnt-node add` asks for.

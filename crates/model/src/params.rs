@@ -115,6 +115,7 @@ pub const FAKE: &[ParamDef] = &[];
 pub const BACKEND: &[ParamDef] = &[
     def("always_failover", Bool, "false", "stop and start instead of migrating"),
     def("auto_balance", Bool, "true", "counted when memory is kept free for the loss of a node"),
+    def("ha_priority", Int, "5", "who is taken over first when a node dies: higher ones before lower ones"),
     def("maxmem", Mib, "128", "most memory, MiB"),
     def("minmem", Mib, "128", "least memory, MiB"),
     def("spindle_use", Int, "1", "how much of a node's disk activity it is expected to take"),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, JoinToken};
 use crate::group::Group;
+use crate::history::History;
 use crate::ids::{GroupId, InstanceId, JobId, NodeId, Uuid};
 use crate::incarnation::{ForkPoint, Incarnation};
 use crate::instance::Instance;
@@ -57,6 +58,9 @@ pub struct State {
     pub last_life: u64,
     /// Highest number of a run given so far.
     pub last_run: u64,
+    /// What happened, for `cardume why`.
+    #[serde(default)]
+    pub history: History,
 }
 
 impl State {

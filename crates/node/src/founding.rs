@@ -141,6 +141,8 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
         tags: BTreeSet::new(),
         os: BTreeMap::new(),
         drained: false,
+        ha: true,
+        lease_ms: init.lease_ms.unwrap_or(model::LEASE_MS),
         ca_certificate: ca.cert_pem(),
         ca_key: ca.to_pem(),
     };

@@ -558,6 +558,8 @@ mod tests {
             tags: Default::default(),
             life: Life(1),
             boot: String::new(),
+            dead: false,
+            armed: false,
         };
         state.nodes.insert(NodeId(1), node);
         assert!(is_admitted(&state, NodeId(1)));

@@ -220,8 +220,13 @@ pub async fn as_master(member: &Arc<Member>, request: Request, user: &str) -> Re
             let state = confirmed(member).await?;
             to_json(&crate::disks::reports(&office, &state, &names).await?)
         }
+        Request::Why { .. }
+        | Request::HaBound
+        | Request::HaPlan { .. }
+        | Request::HaStatus
+        | Request::HaSwitch { .. } => Err(Failure::failed("not built yet")),
         // The node that gets these answers them.
-        Request::Status | Request::Init(_) | Request::Join(_) | Request::MasterFailover => {
+        Request::Status | Request::Init(_) | Request::Join(_) | Request::MasterFailover | Request::Recover { .. } => {
             Err(Failure::failed("this request is answered by the node that gets it, not by the master"))
         }
     }

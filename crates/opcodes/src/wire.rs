@@ -41,6 +41,33 @@ pub enum Request {
     Destroy,
     /// Makes this node the master. Reply: null, when it is in office.
     MasterFailover,
+    /// Forced recovery (protocol, section 11): this node goes on alone, in a new incarnation of the cluster. Answered by the
+    /// node itself, and only on its local socket. Reply: [`Recovery`].
+    Recover {
+        /// Names of the nodes that the operator asserts to be off: all the others.
+        off: Vec<String>,
+        /// Do it; otherwise only say what would be done and lost.
+        commit: bool,
+    },
+    /// What happened to an instance or a node, and why. Reply: [`Why`].
+    Why {
+        /// Its name.
+        name: String,
+    },
+    /// For each instance, how long a takeover takes at the most. Reply: a list of [`InstanceBound`].
+    HaBound,
+    /// For each node, what happens if it dies now. Reply: a list of [`NodePlan`].
+    HaPlan {
+        /// Which ones; none: all.
+        names: Vec<String>,
+    },
+    /// How leases are. Reply: a list of [`NodeLease`].
+    HaStatus,
+    /// Switches automatic failover on or off for the whole cluster. Reply: null, when all nodes that answer have followed.
+    HaSwitch {
+        /// On.
+        on: bool,
+    },
     /// Queues a job. Reply: its [`JobId`].
     Submit(Submit),
     /// A job; waits up to `wait` seconds for a line after `after`, for another state than `status`, or for its end.
@@ -88,6 +115,103 @@ pub enum Request {
     },
 }
 
+/// Reply to [`Request::Recover`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The last master that this node knows of.
+    pub master: Option<String>,
+    /// Nodes that have to be asserted off: all the others.
+    pub others: Vec<String>,
+    /// Those of them that answer, on which network; nothing is done then.
+    pub answering: Vec<String>,
+    /// Per mirrored disk, in sentences, what may be lost.
+    pub risks: Vec<String>,
+    /// The new incarnation, once it was done.
+    pub incarnation: Option<u64>,
+}
+
+/// Reply to [`Request::Why`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Why {
+    /// `instance` or `node`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// How it is now, one sentence each.
+    pub now: Vec<String>,
+    /// What happened, oldest first.
+    pub events: Vec<WhyEvent>,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyEvent {
+    /// When.
+    pub at: Timestamp,
+    /// What, for people, with its evidence.
+    pub text: String,
+    /// What, for programs.
+    pub record: model::Record,
+}
+
+/// How long a takeover of one instance takes at the most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceBound {
+    /// Its name.
+    pub instance: String,
+    /// Its node.
+    pub node: String,
+    /// Milliseconds by name, in the order of the sum: `election`, `wait`, `commit`, `promote`, `start`.
+    pub terms: Vec<(String, u64)>,
+    /// `max(election, wait) + commit + promote + start`, milliseconds; `None`: nobody takes it over by itself.
+    pub total_ms: Option<u64>,
+    /// Why nobody does; or, how the last takeover went.
+    pub note: Option<String>,
+}
+
+/// What happens if a node dies now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodePlan {
+    /// Its name.
+    pub node: String,
+    /// Whether that happens by itself.
+    pub automatic: bool,
+    /// Why not.
+    pub note: Option<String>,
+    /// Its instances, in the order in which they are taken over.
+    pub instances: Vec<PlannedMove>,
+}
+
+/// What happens to one instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedMove {
+    /// Its name.
+    pub instance: String,
+    /// Where it goes; `None`: nowhere.
+    pub to: Option<String>,
+    /// Memory that it needs there, MiB.
+    pub memory_mib: u64,
+    /// Why there, or why nowhere.
+    pub reason: String,
+}
+
+/// How a node's lease is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeLease {
+    /// Its name.
+    pub node: String,
+    /// Its life.
+    pub life: u64,
+    /// Whether that was declared dead.
+    pub dead: bool,
+    /// Whether it may be, without an operator.
+    pub armed: bool,
+    /// How long ago the newest confirmed round began that granted it a lease, milliseconds.
+    pub age_ms: Option<u64>,
+    /// Why it is not armed, one sentence.
+    pub note: Option<String>,
+}
+
 /// Parameters of [`Request::Init`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Init {
@@ -118,6 +242,9 @@ pub struct Init {
     pub file_storage_dir: Option<String>,
     /// How many nodes are master candidates at the most.
     pub candidate_pool_size: Option<u32>,
+    /// Length of a node's lease, milliseconds.
+    #[serde(default)]
+    pub lease_ms: Option<u32>,
 }
 
 /// Parameters of [`Request::Join`].

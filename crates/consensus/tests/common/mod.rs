@@ -48,6 +48,8 @@ pub fn init() -> Command {
             tags: BTreeSet::new(),
             os: BTreeMap::new(),
             drained: false,
+            ha: true,
+            lease_ms: model::LEASE_MS,
             ca_certificate: String::new(),
             ca_key: String::new(),
         }),

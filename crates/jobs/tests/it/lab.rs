@@ -213,6 +213,8 @@ fn new_cluster() -> Cluster {
         tags: Default::default(),
         os: Default::default(),
         drained: false,
+        ha: true,
+        lease_ms: model::LEASE_MS,
         ca_certificate: String::new(),
         ca_key: String::new(),
     }

@@ -482,6 +482,8 @@ fn cluster(uuid: Uuid) -> Cluster {
         tags: Default::default(),
         os: Default::default(),
         drained: false,
+        ha: true,
+        lease_ms: model::LEASE_MS,
         ca_certificate: String::new(),
         ca_key: String::new(),
     }

@@ -118,7 +118,14 @@ impl State {
         Ok(Applied::Done)
     }
 
-    pub(super) fn found(&mut self, incarnation: Incarnation, fork_point: ForkPoint) -> Result<Applied, Rejection> {
+    pub(super) fn found(
+        &mut self,
+        incarnation: Incarnation,
+        fork_point: ForkPoint,
+        _node: Option<NodeId>,
+        _off: &[NodeId],
+        _at: Timestamp,
+    ) -> Result<Applied, Rejection> {
         if incarnation.n <= self.incarnation.n {
             return Err(Rejection::Incarnation { now: self.incarnation.n, then: incarnation.n });
         }

@@ -44,7 +44,9 @@ impl State {
             Command::ModifyCluster(change) => self.modify_cluster(change, at),
             Command::TakeOffice { node, term } => self.take_office(*node, *term),
             Command::SetAddressOwner(owner) => self.set_address_owner(*owner),
-            Command::Found { incarnation, fork_point } => self.found(*incarnation, *fork_point),
+            Command::Found { incarnation, fork_point, node, off } => {
+                self.found(*incarnation, *fork_point, *node, off, at)
+            }
 
             Command::AddToken { id, secret_sha256, node, expires } => {
                 self.add_token(*id, secret_sha256, node, *expires)
@@ -54,6 +56,11 @@ impl State {
             Command::ModifyNode { node, change } => self.modify_node(*node, change, at),
             Command::RemoveNode { node } => self.remove_node(*node),
             Command::JoinNode { node, boot, previous, runs } => self.join_node(*node, boot, *previous, runs),
+            Command::NodeDead { .. }
+            | Command::Arm { .. }
+            | Command::Disarm { .. }
+            | Command::Takeover { .. }
+            | Command::Note(_) => Err(Rejection::State("not built yet".into())),
 
             Command::AddInstance(instance) => self.add_instance(instance, at),
             Command::ModifyInstance { instance, change } => self.modify_instance(*instance, change, at),

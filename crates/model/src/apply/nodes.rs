@@ -42,6 +42,8 @@ impl State {
                 tags: Default::default(),
                 life: Life(0),
                 boot: String::new(),
+                dead: false,
+                armed: false,
             },
         );
         Ok(id)

@@ -44,6 +44,8 @@ pub fn new_cluster() -> Cluster {
         tags: Default::default(),
         os: Default::default(),
         drained: false,
+        ha: true,
+        lease_ms: crate::LEASE_MS,
         ca_certificate: String::new(),
         ca_key: String::new(),
     }

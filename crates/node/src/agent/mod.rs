@@ -149,6 +149,7 @@ impl Agent {
             Call::Stay { hypervisor, run, migration, disks, .. } => {
                 self.stay(&hypervisor, run, migration, &disks).await.map(|()| Reply::Done)
             }
+            Call::Arm | Call::Disarm => Err(Failure::failed("not built yet")),
             // With the connections and the state of the member.
             Call::Send { .. } | Call::CaughtUp { .. } | Call::Leave => {
                 Err(Failure::failed("this is not for the agent"))

@@ -113,6 +113,8 @@ pub fn cluster() -> State {
         tags: Default::default(),
         os: Default::default(),
         drained: false,
+        ha: true,
+        lease_ms: model::LEASE_MS,
         ca_certificate: "the certificate".into(),
         ca_key: "the key".into(),
     };
