@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::demo::{self, DemoArgs};
-use crate::{Cable, Config, Cut, Error, Forward, Lab, sys};
+use crate::{Cable, Config, Cut, Error, Forward, Lab, Part, sys};
 
 /// A whole cluster on this machine, in network namespaces.
 #[derive(Debug, Args)]
@@ -47,6 +47,25 @@ enum LabCommand {
     Kill {
         /// The node
         node: String,
+        /// Only this: 'daemon', 'guard', or the guest of this name
+        #[arg(value_name = "PROCESS")]
+        part: Option<String>,
+    },
+    /// Stop a process of a node where it is (SIGSTOP): it hangs, but it is there
+    Pause {
+        /// The node
+        node: String,
+        /// 'daemon', 'guard', or the name of a guest
+        #[arg(value_name = "PROCESS")]
+        part: String,
+    },
+    /// Let a process that was paused go on (SIGCONT)
+    Resume {
+        /// The node
+        node: String,
+        /// 'daemon', 'guard', or the name of a guest
+        #[arg(value_name = "PROCESS")]
+        part: String,
     },
     /// Stop a node in good order
     Stop {
@@ -124,7 +143,10 @@ pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
             let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
         }
-        LabCommand::Kill { node } => Lab::open(&dir)?.kill(&node)?,
+        LabCommand::Kill { node, part: None } => Lab::open(&dir)?.kill(&node)?,
+        LabCommand::Kill { node, part: Some(part) } => Lab::open(&dir)?.node(&node)?.kill_part(&Part::named(&part))?,
+        LabCommand::Pause { node, part } => Lab::open(&dir)?.node(&node)?.stop_part(&Part::named(&part))?,
+        LabCommand::Resume { node, part } => Lab::open(&dir)?.node(&node)?.continue_part(&Part::named(&part))?,
         LabCommand::Stop { node } => Lab::open(&dir)?.stop(&node)?,
         LabCommand::Start { node } => Lab::open(&dir)?.start(&node)?,
         LabCommand::Cut { node, one_way, replication, public } => {

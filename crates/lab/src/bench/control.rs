@@ -15,7 +15,7 @@ use serde_json::json;
 use super::table::{Measure, PEER, Peer, table};
 use super::{ControlArgs, Hypervisor};
 use crate::probe::Continuity;
-use crate::{Api, Config, Guests, Lab, Node};
+use crate::{Api, Config, Guests, Lab, Node, Part};
 
 /// How often each thing is done.
 const LISTS: usize = 40;
@@ -105,7 +105,7 @@ fn idle(lab: &Lab) -> anyhow::Result<Vec<Measure>> {
     let nodes = ["node01", "node02", "witness"].map(|name| lab.node(name));
     let [master, other, witness] = nodes;
     let nodes = [master?, other?, witness?];
-    let cpu = || nodes.iter().map(|node| Ok(node.daemon_usage()?.cpu)).collect::<anyhow::Result<Vec<_>>>();
+    let cpu = || nodes.iter().map(|node| Ok(node.usage_of(&Part::Daemon)?.cpu)).collect::<anyhow::Result<Vec<_>>>();
     thread::sleep(Duration::from_secs(2));
     let (begun, before) = (Instant::now(), cpu()?);
     thread::sleep(IDLE);
@@ -175,7 +175,7 @@ fn failovers(lab: &Lab) -> anyhow::Result<Measure> {
 }
 
 fn memory(lab: &Lab) -> anyhow::Result<Vec<Measure>> {
-    let usage = |name: &str| anyhow::Ok(lab.node(name)?.daemon_usage()?);
+    let usage = |name: &str| anyhow::Ok(lab.node(name)?.usage_of(&Part::Daemon)?);
     let (master, other, witness) = (usage("node01")?, usage("node02")?, usage("witness")?);
     let peer = |value, remark| Some(Peer { value, remark });
     let mib = |name, bytes: u64, peer| Measure::of(name, "MiB", vec![bytes as f64 / MIB], peer);
