@@ -22,6 +22,7 @@ use storage::DiskSpec;
 
 use crate::address::AddressKeeper;
 use crate::config::Config;
+use crate::guard::GuardLink;
 use crate::migration::Sends;
 use disks::Attached;
 use guests::{Over, Turns};
@@ -30,6 +31,8 @@ use guests::{Over, Turns};
 pub struct Agent {
     pub(crate) config: Arc<Config>,
     pub(crate) address: AddressKeeper,
+    /// The connection to this node's guard, which has the lease.
+    pub(crate) guard: Arc<GuardLink>,
     hypervisors: BTreeMap<&'static str, Arc<dyn Hypervisor>>,
     /// Mirrored disks, while this node is in a cluster.
     keeper: Mutex<Option<Arc<Keeper>>>,
@@ -78,6 +81,7 @@ impl Agent {
         Ok(Arc::new(Self {
             config,
             address: AddressKeeper::default(),
+            guard: GuardLink::new(),
             hypervisors,
             keeper: Mutex::default(),
             sends: Sends::default(),
