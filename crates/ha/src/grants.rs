@@ -55,13 +55,14 @@ pub enum Event {
 /// What the master's leases want done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Ask all voters to confirm this round; the answers come as [`Event::Confirmed`]. The master's own vote is counted by
-    /// itself.
+    /// Ask all voters to confirm this round, the master's own [`Voter`](crate::voter::Voter) included: it has to remember that
+    /// it confirmed, and it may have followed a later term already. The answers come as [`Event::Confirmed`].
     Confirm {
         /// The round.
         round: u64,
     },
-    /// Ask all other voters how long ago they confirmed a lower term; again after a while those that did not answer.
+    /// Ask these voters how long ago they confirmed a lower term, the master's own [`Voter`](crate::voter::Voter) included;
+    /// again after a while those that did not answer. The answers come as [`Event::Fenced`].
     Fence {
         /// Those that have not answered.
         voters: BTreeSet<NodeId>,
