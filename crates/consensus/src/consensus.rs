@@ -184,6 +184,11 @@ fn status_of<Rt: AsyncRuntime>(metrics: &RaftMetrics<Types<Rt>>) -> Status {
         leader: metrics.current_leader.map(NodeId),
         is_leader: metrics.state == ServerState::Leader,
         voters: membership.voter_ids().map(NodeId).collect(),
+        configurations: membership
+            .get_joint_config()
+            .iter()
+            .map(|voters| voters.iter().map(|id| NodeId(*id)).collect())
+            .collect(),
         learners: membership.learner_ids().map(NodeId).collect(),
         members,
         joint: membership.get_joint_config().len() > 1,

@@ -53,6 +53,9 @@ pub struct Status {
     pub is_leader: bool,
     /// Who votes; during a joint change the voters of both configurations.
     pub voters: BTreeSet<NodeId>,
+    /// The same by configuration: a decision needs a majority of each. One, during a joint change two; none before the
+    /// first.
+    pub configurations: Vec<BTreeSet<NodeId>>,
     /// Who only receives the log.
     pub learners: BTreeSet<NodeId>,
     /// Everybody's [`NodeInfo`], voters and learners.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use model::{DiskAccess, DiskTemplate, ParamValue, Params};
+use model::{DiskAccess, DiskTemplate, ParamValue, Params, RunId};
 use serde::{Deserialize, Serialize};
 
 /// An operation with its parameters. As JSON: `{"OP_ID": "OP_INSTANCE_STARTUP", "instance_name": "vm1", …}`.
@@ -58,6 +58,10 @@ pub enum Opcode {
     /// Moves an instance to its secondary node by stopping and starting it.
     #[serde(rename = "OP_INSTANCE_FAILOVER")]
     InstanceFailover(InstanceFailover),
+    /// Starts an instance again that has ended although it should run (not an opcode of Ganeti: its watcher starts
+    /// instances by `OP_INSTANCE_STARTUP`, which would also start one that was shut down meanwhile).
+    #[serde(rename = "OP_INSTANCE_RESTART")]
+    InstanceRestart(InstanceRestart),
     /// Gives a mirrored instance another secondary node.
     #[serde(rename = "OP_INSTANCE_REPLACE_DISKS")]
     InstanceReplaceDisks(InstanceReplaceDisks),
@@ -397,6 +401,17 @@ pub struct InstanceFailover {
     pub ignore_consistency: bool,
 }
 
+/// Parameters of `OP_INSTANCE_RESTART`. Nothing is done if the instance has been started, stopped or moved meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceRestart {
+    /// Its name.
+    pub instance_name: String,
+    /// The run that has ended; absent: it was in none.
+    pub run: Option<RunId>,
+    /// Name of the node to start it on: its primary node, or one with replicas of all of its disks.
+    pub target_node: String,
+}
+
 /// What a replacement of disks replaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplaceMode {
@@ -544,6 +559,7 @@ impl Opcode {
             Opcode::InstanceSetParams(_) => "OP_INSTANCE_SET_PARAMS",
             Opcode::InstanceMigrate(_) => "OP_INSTANCE_MIGRATE",
             Opcode::InstanceFailover(_) => "OP_INSTANCE_FAILOVER",
+            Opcode::InstanceRestart(_) => "OP_INSTANCE_RESTART",
             Opcode::InstanceReplaceDisks(_) => "OP_INSTANCE_REPLACE_DISKS",
             Opcode::InstanceGrowDisk(_) => "OP_INSTANCE_GROW_DISK",
             Opcode::InstanceActivateDisks(_) => "OP_INSTANCE_ACTIVATE_DISKS",
@@ -571,6 +587,7 @@ impl Opcode {
             Opcode::InstanceSetParams(op) => Some(op.instance_name.clone()),
             Opcode::InstanceMigrate(op) => Some(op.instance_name.clone()),
             Opcode::InstanceFailover(op) => Some(op.instance_name.clone()),
+            Opcode::InstanceRestart(op) => Some(op.instance_name.clone()),
             Opcode::InstanceReplaceDisks(op) => Some(op.instance_name.clone()),
             Opcode::InstanceGrowDisk(op) => Some(op.instance_name.clone()),
             Opcode::InstanceActivateDisks(op) => Some(op.instance_name.clone()),

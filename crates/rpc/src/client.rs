@@ -45,6 +45,8 @@ const IDLE_CONNECTIONS: usize = 4;
 pub enum Lane {
     /// Consensus and heartbeats: small, and late is as bad as lost.
     Raft,
+    /// Leases: as small, and more urgent than an entry that is being replicated.
+    Lease,
     /// Orders and questions.
     Control,
     /// Whatever is long.

@@ -53,7 +53,7 @@ pub fn check_online(state: &State, instance: &Instance) -> Result<(), Failure> {
 /// The run in which an instance is owned by a life that has not ended.
 pub fn current_run(state: &State, instance: &Instance) -> Option<RunId> {
     let owner = instance.owner?;
-    let alive = state.nodes.get(&owner.node).is_some_and(|node| node.life == owner.life);
+    let alive = state.nodes.get(&owner.node).is_some_and(|node| node.life == owner.life && !node.dead);
     if alive { instance.run } else { None }
 }
 

@@ -14,9 +14,13 @@ mod mirrors;
 mod modify;
 mod nodes;
 mod replace;
+mod restart;
 mod spec;
 mod target;
 mod verify;
+
+pub use self::instance::{current_run, stop_call};
+pub use self::spec::spec;
 
 use model::{NodeId, State};
 use opcodes::{ErrorCode, Failure, Opcode};
@@ -62,6 +66,7 @@ pub fn locks(opcode: &Opcode, state: &State) -> Wants {
         }
         Opcode::InstanceMigrate(opcodes::op::InstanceMigrate { instance_name: name, .. })
         | Opcode::InstanceFailover(opcodes::op::InstanceFailover { instance_name: name, .. })
+        | Opcode::InstanceRestart(opcodes::op::InstanceRestart { instance_name: name, .. })
         | Opcode::InstanceReplaceDisks(opcodes::op::InstanceReplaceDisks { instance_name: name, .. })
         | Opcode::InstanceGrowDisk(opcodes::op::InstanceGrowDisk { instance_name: name, .. })
         | Opcode::InstanceActivateDisks(opcodes::op::InstanceActivateDisks { instance_name: name, .. })
@@ -113,6 +118,7 @@ pub async fn execute(ctx: &Context, opcode: Opcode) -> Result<Value, Halt> {
         Opcode::InstanceSetParams(op) => modify::set_params(ctx, *op).await,
         Opcode::InstanceMigrate(op) => migrate::migrate(ctx, op).await,
         Opcode::InstanceFailover(op) => failover::failover(ctx, op).await,
+        Opcode::InstanceRestart(op) => restart::restart(ctx, op).await,
         Opcode::InstanceReplaceDisks(op) => replace::replace(ctx, op).await,
         Opcode::InstanceGrowDisk(op) => disks::grow(ctx, op).await,
         Opcode::InstanceActivateDisks(op) => disks::activate(ctx, op).await,
