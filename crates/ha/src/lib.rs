@@ -8,6 +8,7 @@ pub mod bound;
 pub mod grants;
 pub mod guard;
 pub mod message;
+mod mutant;
 pub mod restart;
 pub mod takeover;
 pub mod times;
@@ -16,4 +17,6 @@ pub mod voter;
 /// Time since the boot of this node, sleep included.
 pub type Now = std::time::Duration;
 
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use times::Times;
