@@ -3,7 +3,9 @@
 use super::touch;
 use crate::cluster::{Cluster, ClusterChange};
 use crate::command::{Applied, Rejection};
+use crate::disk::MirrorMode;
 use crate::group::{AllocPolicy, Group};
+use crate::history::Happening;
 use crate::ids::{GroupId, NodeId, Timestamp, Uuid};
 use crate::incarnation::{ForkPoint, Incarnation};
 use crate::node::NewNode;
@@ -77,13 +79,17 @@ impl State {
         if let Some(drained) = change.drained {
             cluster.drained = drained;
         }
+        if let Some(ha) = change.ha {
+            cluster.ha = ha;
+        }
         cluster.tags.extend(change.add_tags.iter().cloned());
         cluster.tags.retain(|tag| !change.remove_tags.contains(tag));
         touch(&mut cluster.serial_no, &mut cluster.mtime, at);
+        self.settle_modes();
         Ok(Applied::Done)
     }
 
-    pub(super) fn take_office(&mut self, node: NodeId, term: u64) -> Result<Applied, Rejection> {
+    pub(super) fn take_office(&mut self, node: NodeId, term: u64, at: Timestamp) -> Result<Applied, Rejection> {
         if let Some(office) = self.office
             && term <= office.term
         {
@@ -95,7 +101,10 @@ impl State {
         if !candidate.may_be_master() {
             return Err(Rejection::State(format!("Node '{}' is not a master candidate", candidate.name)));
         }
-        self.office = Some(Office { node, term });
+        let before = self.office.replace(Office { node, term });
+        if before.is_none_or(|before| before.node != node) {
+            self.record(at, Happening::Office { node });
+        }
         Ok(Applied::Done)
     }
 
@@ -122,15 +131,36 @@ impl State {
         &mut self,
         incarnation: Incarnation,
         fork_point: ForkPoint,
-        _node: Option<NodeId>,
-        _off: &[NodeId],
-        _at: Timestamp,
+        node: Option<NodeId>,
+        off: &[NodeId],
+        at: Timestamp,
     ) -> Result<Applied, Rejection> {
         if incarnation.n <= self.incarnation.n {
             return Err(Rejection::Incarnation { now: self.incarnation.n, then: incarnation.n });
         }
         self.lineage.push((self.incarnation, fork_point));
         self.incarnation = incarnation;
+        self.office = None;
+        self.address_owner = None;
+        for id in off.iter().filter(|id| node != Some(**id)) {
+            self.bury(*id);
+        }
+        for node in self.nodes.values_mut() {
+            node.armed = false;
+        }
+        for instance in self.instances.values_mut() {
+            instance.migration = None;
+        }
+        // This copy of the log may be behind. Only what this node itself serves is known to be as it says.
+        let own = node.and_then(|node| self.live(node));
+        for mirror in self.mirrors_mut() {
+            mirror.mode = MirrorMode::Manual;
+            mirror.doubtful |= own.is_none() || mirror.primary != own;
+            mirror.touch(incarnation.n);
+        }
+        if let Some(node) = node {
+            self.record(at, Happening::Founded { node, off: off.to_vec() });
+        }
         Ok(Applied::Done)
     }
 }

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use super::unknown;
 use crate::command::{Applied, Rejection};
 use crate::disk::{DiskRejection, Epoch, Forced, MAX_REPLICAS, Migration, Mirror, MirrorMode, MirrorReplica, Version};
-use crate::ids::{DiskId, InstanceId, Life, NodeId, ReplicaId, RunId, Uuid};
+use crate::history::Happening;
+use crate::ids::{DiskId, InstanceId, Life, NodeId, ReplicaId, RunId, Timestamp, Uuid};
 use crate::instance::{DiskTemplate, Instance, NodeLife, Provision};
 use crate::state::State;
 
@@ -20,7 +21,7 @@ pub(super) struct Primary {
 
 impl Mirror {
     /// One more accepted command.
-    fn touch(&mut self, n: u64) {
+    pub(super) fn touch(&mut self, n: u64) {
         self.ver = Version { n, v: self.ver.v + 1 };
     }
 
@@ -32,7 +33,7 @@ impl Mirror {
         self.touch(n);
     }
 
-    fn leave(&mut self, replicas: &[ReplicaId]) {
+    pub(super) fn leave(&mut self, replicas: &[ReplicaId]) {
         for rid in replicas {
             if let Some(replica) = self.replicas.get_mut(rid)
                 && replica.member.take().is_some()
@@ -67,7 +68,12 @@ impl State {
         Ok(mirror)
     }
 
-    pub(super) fn outdate(&mut self, proposer: Primary, replicas: &[ReplicaId]) -> Result<Applied, Rejection> {
+    pub(super) fn outdate(
+        &mut self,
+        proposer: Primary,
+        replicas: &[ReplicaId],
+        at: Timestamp,
+    ) -> Result<Applied, Rejection> {
         let mirror = self.check_primary(&proposer)?;
         if mirror.in_sync().iter().all(|member| replicas.contains(member)) {
             return Err(Rejection::State(format!(
@@ -75,26 +81,47 @@ impl State {
                 proposer.disk
             )));
         }
+        let left: Vec<NodeId> = mirror
+            .replicas
+            .iter()
+            .filter(|(rid, replica)| replica.member.is_some() && replicas.contains(rid))
+            .map(|(_, replica)| replica.node)
+            .collect();
         let n = self.incarnation.n;
         let mirror = self.mirror_mut(proposer.disk)?;
         mirror.leave(replicas);
         mirror.touch(n);
+        if !left.is_empty() {
+            let (instance, name, index) = self.place_of(proposer.disk)?;
+            self.record(at, Happening::Outdated { instance, name, index, nodes: left });
+        }
         Ok(Applied::Done)
     }
 
-    pub(super) fn solo(&mut self, proposer: Primary, replicas: &[ReplicaId]) -> Result<Applied, Rejection> {
+    pub(super) fn solo(
+        &mut self,
+        proposer: Primary,
+        replicas: &[ReplicaId],
+        at: Timestamp,
+    ) -> Result<Applied, Rejection> {
         if self.check_primary(&proposer)?.mode != MirrorMode::Manual {
             return Err(Rejection::State(format!("disk {} is in strict mode", proposer.disk)));
         }
-        self.outdate(proposer, replicas)
+        self.outdate(proposer, replicas, at)
     }
 
-    pub(super) fn in_sync(&mut self, proposer: Primary, replica: ReplicaId, life: Life) -> Result<Applied, Rejection> {
+    pub(super) fn in_sync(
+        &mut self,
+        proposer: Primary,
+        replica: ReplicaId,
+        life: Life,
+        at: Timestamp,
+    ) -> Result<Applied, Rejection> {
         let mirror = self.check_primary(&proposer)?;
         let Some(joining) = mirror.replicas.get(&replica) else {
             return Err(unknown("Replica", replica));
         };
-        let node = joining.node;
+        let (node, joins) = (joining.node, joining.member.is_none());
         if self.is_void(NodeLife { node, life }) {
             return Err(Rejection::State(format!(
                 "node '{}' has begun another life since its replica was found in sync",
@@ -108,6 +135,10 @@ impl State {
             joining.member = Some(boot);
         }
         mirror.touch(n);
+        if joins {
+            let (instance, name, index) = self.place_of(proposer.disk)?;
+            self.record(at, Happening::InSync { instance, name, index, node });
+        }
         Ok(Applied::Done)
     }
 
@@ -143,6 +174,7 @@ impl State {
         if follow && let Some(instance) = self.instances.get_mut(&id) {
             instance.secondaries.push(node);
         }
+        self.settle_modes();
         Ok(Applied::Done)
     }
 
@@ -188,6 +220,7 @@ impl State {
                 disks.iter().filter_map(|disk| disk.mirror.as_ref()).any(|mirror| mirror.replica_on(*node).is_some())
             });
         }
+        self.settle_modes();
         Ok(Applied::Done)
     }
 
@@ -217,9 +250,9 @@ impl State {
         let Some(instance) = self.instances.get(&id) else {
             return Err(unknown("Instance", id));
         };
-        let Some(life) = self.nodes.get(&to).map(|node| node.life) else {
+        if !self.nodes.contains_key(&to) {
             return Err(unknown("Node", to));
-        };
+        }
         let owner = instance.owner.filter(|owner| !self.is_void(*owner));
         let refuse = |why: String| Err(Rejection::State(format!("Instance '{}' {why}", instance.name)));
         if owner.is_none_or(|owner| owner.node == to) {
@@ -228,16 +261,16 @@ impl State {
         if instance.migration.is_some() {
             return refuse("is migrating already".to_owned());
         }
-        if life == Life(0) {
-            return refuse(format!("can't move to node '{}', which has not joined yet", self.node_name(to)));
-        }
+        let Some(destination) = self.live(to) else {
+            return refuse(format!("can't move to node '{}', which is dead or has not joined", self.node_name(to)));
+        };
         if let Some(why) = lacks_member(instance, to) {
             return refuse(format!("can't move to node '{}': {why}", self.node_name(to)));
         }
         self.last_run += 1;
         let run = RunId(self.last_run);
         if let Some(instance) = self.instances.get_mut(&id) {
-            instance.migration = Some(Migration { id: migration, to: NodeLife { node: to, life }, run });
+            instance.migration = Some(Migration { id: migration, to: destination, run });
         }
         Ok(Applied::Run(run))
     }
@@ -250,7 +283,7 @@ impl State {
         found.ok_or_else(|| unknown("Migration", migration))
     }
 
-    pub(super) fn handover(&mut self, migration: Uuid) -> Result<Applied, Rejection> {
+    pub(super) fn handover(&mut self, migration: Uuid, at: Timestamp) -> Result<Applied, Rejection> {
         let (instance, Migration { to, run, .. }) = self.migrating(migration)?;
         if instance.owner.is_none_or(|owner| self.is_void(owner)) || self.is_void(to) {
             return Err(Rejection::State(format!(
@@ -265,9 +298,12 @@ impl State {
                 self.node_name(to.node)
             )));
         }
-        let (id, n) = (instance.id, self.incarnation.n);
+        let (id, n, name, from) = (instance.id, self.incarnation.n, instance.name.clone(), instance.owner);
         if let Some(instance) = self.instances.get_mut(&id) {
             give(instance, n, to, run);
+        }
+        if let Some(from) = from.map(|owner| owner.node) {
+            self.record(at, Happening::Moved { instance: id, name, from, to: to.node, live: true });
         }
         Ok(Applied::Done)
     }
@@ -286,12 +322,16 @@ impl State {
         node: NodeId,
         bases: &[(DiskId, Version)],
         asserted_off: bool,
+        at: Timestamp,
     ) -> Result<Applied, Rejection> {
         let Some(instance) = self.instances.get(&id) else {
             return Err(unknown("Instance", id));
         };
-        let Some(life) = self.nodes.get(&node).map(|node| node.life) else {
+        if !self.nodes.contains_key(&node) {
             return Err(unknown("Node", node));
+        }
+        let Some(owner) = self.live(node) else {
+            return Err(Rejection::State(format!("Node '{}' is dead or has not joined", self.node_name(node))));
         };
         if !asserted_off && instance.owner.is_some_and(|owner| !self.is_void(owner)) {
             return Err(Rejection::State(format!(
@@ -314,6 +354,7 @@ impl State {
             }
         }
         let (n, boot) = (self.incarnation.n, self.boot(node));
+        let (name, from) = (instance.name.clone(), instance.owner.map(|owner| owner.node));
         self.last_run += 1;
         let run = RunId(self.last_run);
         if let Some(instance) = self.instances.get_mut(&id) {
@@ -330,8 +371,9 @@ impl State {
                     mirror.forces.push(Forced { base, at: Version { n, v: mirror.ver.v + 1 } });
                 }
             }
-            give(instance, n, NodeLife { node, life }, run);
+            give(instance, n, owner, run);
         }
+        self.record(at, Happening::Forced { instance: id, name, from, to: node });
         Ok(Applied::Run(run))
     }
 
@@ -362,12 +404,16 @@ impl State {
     /// What a new owner is given with the instance.
     pub(super) fn own_mirrors(&mut self, id: InstanceId, owner: NodeLife, run: RunId) {
         let (n, boot) = (self.incarnation.n, self.boot(owner.node));
+        let dead: BTreeSet<NodeId> = self.nodes.iter().filter(|(_, node)| node.dead).map(|(id, _)| *id).collect();
         let Some(instance) = self.instances.get_mut(&id) else { return };
         for mirror in instance.disks.iter_mut().filter_map(|disk| disk.mirror.as_mut()) {
             let own = mirror.replicas.values_mut().find(|replica| replica.node == owner.node);
             if let Some(own) = own {
                 own.member = Some(boot.clone());
             }
+            let gone: Vec<ReplicaId> =
+                mirror.replicas.iter().filter(|(_, it)| dead.contains(&it.node)).map(|(rid, _)| *rid).collect();
+            mirror.leave(&gone);
         }
         give(instance, n, owner, run);
     }
@@ -423,9 +469,11 @@ impl State {
         Ok(())
     }
 
-    /// The numbers of a new instance's disks begin in this incarnation.
-    pub(super) fn number_mirrors(new: &mut Instance, n: u64) {
+    /// The numbers of a new instance's disks begin in this incarnation, and their mode is what their nodes allow.
+    pub(super) fn number_mirrors(&self, new: &mut Instance) {
+        let n = self.incarnation.n;
         for mirror in new.disks.iter_mut().filter_map(|disk| disk.mirror.as_mut()) {
+            mirror.mode = self.mode_of(mirror);
             mirror.epoch = Epoch { n, e: 0 };
             mirror.ver = Version { n, v: 1 };
             for replica in mirror.replicas.values_mut() {
@@ -437,6 +485,13 @@ impl State {
     fn instance_of(&self, disk: DiskId) -> Result<&Instance, Rejection> {
         let has = |instance: &&Instance| instance.disks.iter().any(|it| it.id == disk);
         self.instances.values().find(has).ok_or_else(|| unknown("Disk", disk))
+    }
+
+    /// Which of an instance's disks it is.
+    fn place_of(&self, disk: DiskId) -> Result<(InstanceId, String, usize), Rejection> {
+        let instance = self.instance_of(disk)?;
+        let index = instance.disks.iter().position(|it| it.id == disk).unwrap_or_default();
+        Ok((instance.id, instance.name.clone(), index))
     }
 
     fn boot(&self, node: NodeId) -> String {
@@ -465,6 +520,9 @@ fn check_version(mirror: &Mirror, then: Version) -> Result<(), Rejection> {
 fn lacks_member(instance: &Instance, node: NodeId) -> Option<String> {
     if instance.disks.iter().any(|disk| disk.mirror.is_none()) {
         return Some("its disks are not mirrored".to_owned());
+    }
+    if let Some(disk) = instance.disks.iter().find(|disk| disk.mirror.as_ref().is_some_and(|it| it.doubtful)) {
+        return Some(format!("disk {} is doubtful since the forced recovery of the cluster", disk.id));
     }
     let lacking = |disk: &&crate::Disk| disk.mirror.as_ref().is_some_and(|mirror| !mirror.is_member_on(node));
     let disk = instance.disks.iter().find(lacking)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{exists, touch, unknown};
 use crate::command::{Applied, Rejection};
+use crate::history::Happening;
 use crate::ids::{InstanceId, NodeId, RunId, Timestamp};
 use crate::instance::{AdminState, DiskTemplate, Instance, InstanceChange, NodeLife, Provision};
 use crate::params::{ParamValue, Params};
@@ -29,7 +30,7 @@ impl State {
             return Err(Rejection::Invalid(format!("a new instance ('{}') can't be running already", new.name)));
         }
         let mut instance = Instance { ctime: at, mtime: at, serial_no: 1, ..new.clone() };
-        Self::number_mirrors(&mut instance, self.incarnation.n);
+        self.number_mirrors(&mut instance);
         self.instances.insert(new.id, instance);
         Ok(Applied::Done)
     }
@@ -109,7 +110,7 @@ impl State {
             next.disks.clone_from(&storage.disks);
             next.secondaries.clone_from(&storage.secondaries);
             self.check_new_mirrors(&next)?;
-            Self::number_mirrors(&mut next, self.incarnation.n);
+            self.number_mirrors(&mut next);
         }
         if let Some(os) = &change.os {
             next.os.clone_from(os);
@@ -145,7 +146,7 @@ impl State {
         Ok(Applied::Done)
     }
 
-    pub(super) fn own(&mut self, id: InstanceId, node: NodeId) -> Result<Applied, Rejection> {
+    pub(super) fn own(&mut self, id: InstanceId, node: NodeId, time: Timestamp) -> Result<Applied, Rejection> {
         let Some(instance) = self.instances.get(&id) else {
             return Err(unknown("Instance", id));
         };
@@ -172,10 +173,20 @@ impl State {
         if matches!(instance.provision, Provision::Removing(_)) {
             return Err(Rejection::State(format!("Instance '{}' is being removed", instance.name)));
         }
+        if at.dead {
+            return Err(Rejection::State(format!(
+                "node '{}' was declared dead; it is given nothing before it has joined again",
+                at.name
+            )));
+        }
+        let (from, name) = (instance.primary, instance.name.clone());
         let owner = NodeLife { node, life: at.life };
         self.last_run += 1;
         let run = RunId(self.last_run);
         self.own_mirrors(id, owner, run);
+        if from != node {
+            self.record(time, Happening::Moved { instance: id, name, from, to: node, live: false });
+        }
         Ok(Applied::Run(run))
     }
 

@@ -4,6 +4,7 @@ mod cluster;
 mod disks;
 mod instances;
 mod jobs;
+mod lives;
 mod nodes;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -42,7 +43,7 @@ impl State {
             Command::Init { cluster, incarnation, group, node } => self.init(cluster, *incarnation, *group, node, at),
             Command::Destroy => self.destroy(),
             Command::ModifyCluster(change) => self.modify_cluster(change, at),
-            Command::TakeOffice { node, term } => self.take_office(*node, *term),
+            Command::TakeOffice { node, term } => self.take_office(*node, *term, at),
             Command::SetAddressOwner(owner) => self.set_address_owner(*owner),
             Command::Found { incarnation, fork_point, node, off } => {
                 self.found(*incarnation, *fork_point, *node, off, at)
@@ -55,30 +56,31 @@ impl State {
             Command::AddNode { token } => self.add_node(*token, at),
             Command::ModifyNode { node, change } => self.modify_node(*node, change, at),
             Command::RemoveNode { node } => self.remove_node(*node),
-            Command::JoinNode { node, boot, previous, runs } => self.join_node(*node, boot, *previous, runs),
-            Command::NodeDead { .. }
-            | Command::Arm { .. }
-            | Command::Disarm { .. }
-            | Command::Takeover { .. }
-            | Command::Note(_) => Err(Rejection::State("not built yet".into())),
+            Command::JoinNode { node, boot, previous, runs } => self.join_node(*node, boot, *previous, runs, at),
+            Command::NodeDead { node, life, evidence } => self.node_dead(*node, *life, evidence, at),
+            Command::Arm { node, life } => self.arm(*node, *life, at),
+            Command::Disarm { node } => self.disarm(*node, at),
+            Command::Note(what) => Ok(self.note(what, at)),
 
             Command::AddInstance(instance) => self.add_instance(instance, at),
             Command::ModifyInstance { instance, change } => self.modify_instance(*instance, change, at),
             Command::RemoveInstance { instance } => self.remove_instance(*instance),
-            Command::Own { instance, node } => self.own(*instance, *node),
+            Command::Own { instance, node } => self.own(*instance, *node, at),
             Command::Disown { instance, run, want } => self.disown(*instance, *run, *want, at),
 
+            Command::Takeover { instance, to, reason } => Ok(self.takeover(*instance, *to, reason, at)),
+
             Command::Outdate { disk, by, epoch, ver, replicas } => {
-                self.outdate(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, replicas)
+                self.outdate(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, replicas, at)
             }
             Command::InSync { disk, by, epoch, ver, replica, life } => {
-                self.in_sync(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, *replica, *life)
+                self.in_sync(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, *replica, *life, at)
             }
             Command::Solo { disk, by, epoch, ver, replicas } => {
-                self.solo(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, replicas)
+                self.solo(Primary { disk: *disk, by: *by, epoch: *epoch, ver: *ver }, replicas, at)
             }
             Command::Prepare { instance, migration, to } => self.prepare(*instance, *migration, *to),
-            Command::Handover { migration } => self.handover(*migration),
+            Command::Handover { migration } => self.handover(*migration, at),
             Command::Cancel { migration } => self.cancel(*migration),
             Command::AddReplica { disk, ver, replica, node, slot } => {
                 self.add_replica(*disk, *ver, *replica, *node, *slot)
@@ -86,7 +88,7 @@ impl State {
             Command::RemoveReplica { disk, ver, replica } => self.remove_replica(*disk, *ver, *replica),
             Command::Grow { disk, ver, size_mib } => self.grow(*disk, *ver, *size_mib),
             Command::Force { instance, node, bases, asserted_off } => {
-                self.force(*instance, *node, bases, *asserted_off)
+                self.force(*instance, *node, bases, *asserted_off, at)
             }
 
             Command::SubmitJob(job) => self.submit_job(job, at),

@@ -2,6 +2,7 @@
 
 use super::{exists, touch, unknown};
 use crate::command::{Applied, Rejection};
+use crate::history::Happening;
 use crate::ids::{Life, NodeId, RunId, Timestamp, Uuid};
 use crate::instance::NodeLife;
 use crate::node::{NewNode, Node, NodeChange};
@@ -202,6 +203,7 @@ impl State {
         boot: &str,
         previous: Life,
         runs: &[RunId],
+        at: Timestamp,
     ) -> Result<Applied, Rejection> {
         let n = self.incarnation.n;
         let Some(node) = self.nodes.get_mut(&id) else {
@@ -213,13 +215,14 @@ impl State {
                 node.name, node.life
             )));
         }
-        if node.boot == boot && node.life != Life(0) {
+        if node.boot == boot && node.life != Life(0) && !node.dead {
             // A restart of the daemon: the same life goes on.
             return Ok(Applied::Life(node.life));
         }
         self.last_life += 1;
         node.life = Life(self.last_life);
         node.boot = boot.to_owned();
+        let was_dead = std::mem::take(&mut node.dead);
         let owner = NodeLife { node: id, life: node.life };
         for instance in self.instances.values_mut() {
             let was_owner = instance.owner.is_some_and(|old| old.node == id);
@@ -228,11 +231,7 @@ impl State {
                 Self::renew_mirrors(instance, n, owner);
             }
         }
+        self.record(at, Happening::NodeJoined { node: id, life: owner.life, was_dead });
         Ok(Applied::Life(owner.life))
-    }
-
-    /// Whether an owner is one in name only: its life has ended, or its node is gone.
-    pub(super) fn is_void(&self, owner: NodeLife) -> bool {
-        self.nodes.get(&owner.node).is_none_or(|node| node.life != owner.life)
     }
 }

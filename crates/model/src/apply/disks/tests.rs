@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 use crate::apply::testing::{cluster_of, run};
 use crate::{
-    AdminState, Applied, Command, Disk, DiskAccess, DiskId, DiskRejection, DiskTemplate, Epoch, Instance, InstanceId,
-    Life, Mirror, MirrorMode, NodeChange, NodeId, NodeLife, Provision, Rejection, ReplicaId, RunId, State, Timestamp,
-    Uuid, Version,
+    AdminState, Applied, ClusterChange, Command, Disk, DiskAccess, DiskId, DiskRejection, DiskTemplate, Epoch,
+    Evidence, ForkPoint, Incarnation, Instance, InstanceId, Life, Mirror, MirrorMode, NodeChange, NodeId, NodeLife,
+    Provision, Rejection, ReplicaId, RunId, State, Timestamp, Uuid, Version,
 };
 
 const INSTANCE: InstanceId = InstanceId(Uuid::from_u128(1));
@@ -30,7 +30,8 @@ fn join(state: &mut State, node: u64, boot: &str, runs: Vec<RunId>) -> Life {
 fn mirrored() -> State {
     let mut state = cluster_of("ccc");
     for node in 1..=3 {
-        join(&mut state, node, &format!("boot{node}"), Vec::new());
+        let life = join(&mut state, node, &format!("boot{node}"), Vec::new());
+        one(&mut state, Command::Arm { node: NodeId(node), life }).unwrap();
     }
     let replicas = (1..=2).map(|node| (rid(node), NodeId(node), format!("boot{node}")));
     let disk = Disk {
@@ -278,6 +279,12 @@ enum Step {
     Handover(u128),
     Cancel(u128),
     Boot(u64, bool),
+    Dead(u64),
+    Takeover(u64),
+    Arm(u64),
+    Disarm(u64),
+    Ha(bool),
+    Found(Option<u64>, u64),
     Add(usize),
     Remove(usize, u64),
     Grow(usize, u64),
@@ -295,6 +302,12 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0u128..4).prop_map(Step::Handover),
         1 => (0u128..4).prop_map(Step::Cancel),
         2 => (1u64..4, any::<bool>()).prop_map(|(node, keeps)| Step::Boot(node, keeps)),
+        2 => (1u64..4).prop_map(Step::Dead),
+        3 => (1u64..4).prop_map(Step::Takeover),
+        2 => (1u64..4).prop_map(Step::Arm),
+        1 => (1u64..4).prop_map(Step::Disarm),
+        1 => any::<bool>().prop_map(Step::Ha),
+        1 => (prop::option::of(1u64..4), 1u64..4).prop_map(|(node, off)| Step::Found(node, off)),
         1 => age.clone().prop_map(Step::Add),
         1 => (age.clone(), 1u64..4).prop_map(|(age, rid)| Step::Remove(age, rid)),
         1 => (age, 100u64..200).prop_map(|(age, size)| Step::Grow(age, size)),
@@ -332,6 +345,24 @@ fn command(state: &State, known: &[Mirror], migrations: u128, boots: u64, step: 
             let runs = state.instances[&INSTANCE].run.filter(|_| *keeps).into_iter().collect();
             Command::JoinNode { node, boot: format!("boot-{boots}"), previous, runs }
         }
+        Step::Dead(node) => {
+            let (node, life) = (NodeId(*node), state.nodes[&NodeId(*node)].life);
+            let evidence =
+                Evidence::LeaseEnded { silent_ms: 1500, wait_ms: 1451, of_older_master: false, voters: vec![] };
+            Command::NodeDead { node, life, evidence }
+        }
+        Step::Takeover(node) => {
+            Command::Takeover { instance: INSTANCE, to: NodeId(*node), reason: "it has all data".into() }
+        }
+        Step::Arm(node) => Command::Arm { node: NodeId(*node), life: state.nodes[&NodeId(*node)].life },
+        Step::Disarm(node) => Command::Disarm { node: NodeId(*node) },
+        Step::Ha(on) => Command::ModifyCluster(ClusterChange { ha: Some(*on), ..ClusterChange::default() }),
+        Step::Found(node, off) => Command::Found {
+            incarnation: Incarnation { n: state.incarnation.n + 1, id: Uuid::from_u128(boots.into()) },
+            fork_point: ForkPoint { term: 1, index: boots },
+            node: node.map(NodeId),
+            off: vec![NodeId(*off)],
+        },
         Step::Add(age) => {
             Command::AddReplica { disk: DISK, ver: believed(*age)?.ver, replica: rid(3), node: NodeId(3), slot: 2 }
         }
@@ -348,31 +379,86 @@ fn command(state: &State, known: &[Mirror], migrations: u128, boots: u64, step: 
     })
 }
 
+/// What holds of the disk after every command that was accepted.
+fn check_step(command: &Command, applied: &Applied, before: &State, after: &State) -> Result<(), TestCaseError> {
+    let (old, new) = (mirror(before), mirror(after));
+    let refused = matches!(applied, Applied::Refused(_));
+    if refused {
+        prop_assert_eq!(before, after, "what is refused changes nothing");
+    }
+    // These are about nodes and instances: the disk's record changes only if it has to.
+    let elsewhere = matches!(
+        command,
+        Command::JoinNode { .. }
+            | Command::Prepare { .. }
+            | Command::Cancel { .. }
+            | Command::NodeDead { .. }
+            | Command::Arm { .. }
+            | Command::Disarm { .. }
+            | Command::ModifyCluster(_)
+    );
+    prop_assert!(
+        new.ver > old.ver || ((elsewhere || refused) && new == old),
+        "{:?} changed the disk, so the version has to grow",
+        command
+    );
+    prop_assert!(new.epoch >= old.epoch);
+    prop_assert!(!new.in_sync().is_empty(), "the data is always somewhere");
+
+    let armed = new.replicas.values().all(|replica| after.nodes[&replica.node].armed);
+    let ha = after.cluster.as_ref().unwrap().ha;
+    prop_assert_eq!(new.mode == MirrorMode::Strict, armed && ha, "strict is what all nodes know of");
+
+    let (was, is) = (&before.instances[&INSTANCE], &after.instances[&INSTANCE]);
+    let given = new.epoch > old.epoch;
+    if given {
+        prop_assert!(!after.is_void(is.owner.unwrap()), "{:?} gave it to a dead life", command);
+        let dead = new.replicas.values().any(|replica| replica.member.is_some() && after.nodes[&replica.node].dead);
+        prop_assert!(!dead, "a dead node's replica stayed in sync beside the new primary's");
+        let forced = matches!(command, Command::Force { .. });
+        prop_assert!(forced || !old.doubtful, "a doubtful disk was promoted without force");
+        let to = is.owner.unwrap().node;
+        prop_assert!(forced || old.is_member_on(to), "the data is not there");
+    }
+    // The right to run it passes from a living owner only by its own word or an operator's.
+    if let Some(owner) = was.owner
+        && is.run != was.run
+    {
+        let by_word = matches!(command, Command::Disown { .. } | Command::Handover { .. } | Command::Force { .. });
+        prop_assert!(by_word || before.is_void(owner), "{:?} took it from its living owner", command);
+    }
+    if let Command::Takeover { .. } = command
+        && !refused
+    {
+        prop_assert_eq!(old.mode, MirrorMode::Strict);
+        prop_assert!(is.migration.is_none());
+    }
+    if let Some(migration) = is.migration {
+        let stale = |owner: NodeLife| after.nodes[&owner.node].dead;
+        prop_assert!(!stale(migration.to) && !stale(is.owner.unwrap()), "a migration with a dead node goes on");
+    }
+    Ok(())
+}
+
 proptest! {
     #[test]
-    fn every_history_keeps_the_disk_whole(steps in proptest::collection::vec(step(), 1..60)) {
+    fn every_history_keeps_the_disk_whole(steps in proptest::collection::vec(step(), 1..80)) {
         let mut state = mirrored();
         let mut known = vec![mirror(&state).clone()];
         let mut primaries: BTreeMap<Epoch, NodeId> = BTreeMap::new();
         let (mut decided, mut migrations) = (BTreeSet::new(), 0);
         for (boots, step) in (0..).zip(steps) {
+            if state.office.is_none() {
+                run(&mut state, vec![Command::TakeOffice { node: NodeId(1), term: 1 }]).unwrap();
+            }
             let Some(command) = command(&state, &known, migrations, boots, &step) else { continue };
             let before = state.clone();
-            let old = mirror(&before).clone();
-            if one(&mut state, command.clone()).is_err() {
+            let Ok(applied) = one(&mut state, command.clone()) else {
                 prop_assert_eq!(&before, &state, "what is rejected changes nothing");
                 continue;
-            }
+            };
+            check_step(&command, &applied, &before, &state)?;
             let new = mirror(&state).clone();
-            let node_only = matches!(command, Command::JoinNode { .. }) && new.primary == old.primary;
-            let instance_only = matches!(command, Command::Prepare { .. } | Command::Cancel { .. });
-            if node_only || instance_only {
-                prop_assert_eq!(&old, &new);
-            } else {
-                prop_assert!(new.ver > old.ver, "{:?} was accepted, so the version has to grow", command);
-            }
-            prop_assert!(new.epoch >= old.epoch);
-            prop_assert!(!new.in_sync().is_empty(), "the data is always somewhere");
             if let Some(primary) = new.primary {
                 let first = *primaries.entry(new.epoch).or_insert(primary.node);
                 prop_assert_eq!(first, primary.node, "one primary an epoch");

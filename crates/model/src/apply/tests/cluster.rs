@@ -164,7 +164,12 @@ fn the_address_goes_from_one_holder_to_another_by_way_of_nobody() {
 #[test]
 fn a_new_incarnation_is_higher_than_the_old_one() {
     let fork_point = ForkPoint { term: 3, index: 77 };
-    let found = |n| Command::Found { incarnation: Incarnation { n, id: Uuid::from_u128(0x22) }, fork_point };
+    let found = |n| Command::Found {
+        incarnation: Incarnation { n, id: Uuid::from_u128(0x22) },
+        fork_point,
+        node: None,
+        off: vec![],
+    };
     check_refused(vec![
         ("the same", found(1), "the cluster is in incarnation 1, the request was made in incarnation 1"),
         ("a lower one", found(0), "the cluster is in incarnation 1, the request was made in incarnation 0"),
@@ -182,6 +187,8 @@ fn a_batch_goes_on_in_the_incarnation_and_office_that_it_was_made_in() {
     let found = Command::Found {
         incarnation: Incarnation { n: 2, id: Uuid::from_u128(2) },
         fork_point: ForkPoint { term: 1, index: 1 },
+        node: None,
+        off: Vec::new(),
     };
     for first in [found, Command::TakeOffice { node: NodeId(2), term: 2 }] {
         assert!(run(&mut state, vec![first, submit(1)]).is_err());

@@ -3,6 +3,7 @@
 mod cluster;
 mod instances;
 mod jobs;
+mod lives;
 mod nodes;
 mod properties;
 

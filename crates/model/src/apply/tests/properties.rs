@@ -6,7 +6,10 @@ use proptest::prelude::*;
 
 use super::super::testing::{cluster_of, new_cluster, new_node};
 use super::*;
-use crate::{Applied, ClusterChange, ForkPoint, Incarnation, JobStatus, NewNode, NodeChange, Proposal, Rejection};
+use crate::{
+    Applied, ClusterChange, Evidence, ForkPoint, Happening, Incarnation, JobStatus, NewNode, NodeChange, Proposal,
+    Rejection,
+};
 
 /// Small numbers, so that commands meet each other.
 fn node() -> impl Strategy<Value = NodeId> {
@@ -23,6 +26,15 @@ fn job() -> impl Strategy<Value = JobId> {
 
 fn token() -> impl Strategy<Value = Uuid> {
     (0u128..3).prop_map(Uuid::from_u128)
+}
+
+fn life() -> impl Strategy<Value = Life> {
+    (0u64..8).prop_map(Life)
+}
+
+fn evidence() -> impl Strategy<Value = Evidence> {
+    let lease_ended = Evidence::LeaseEnded { silent_ms: 1460, wait_ms: 1451, of_older_master: false, voters: vec![] };
+    prop::sample::select(vec![lease_ended, Evidence::NewBoot { boot: "boot1".into() }, Evidence::AssertedOff])
 }
 
 fn joining() -> impl Strategy<Value = NewNode> {
@@ -105,12 +117,16 @@ fn on_cluster() -> impl Strategy<Value = Command> {
             node,
         }),
         1 => Just(Command::Destroy),
-        1 => prop::option::of(any::<bool>())
-            .prop_map(|drained| Command::ModifyCluster(ClusterChange { drained, ..ClusterChange::default() })),
+        1 => (prop::option::of(any::<bool>()), prop::option::of(any::<bool>()))
+            .prop_map(|(drained, ha)| Command::ModifyCluster(ClusterChange { drained, ha, ..ClusterChange::default() })),
         3 => (node(), 0u64..8).prop_map(|(node, term)| Command::TakeOffice { node, term }),
         3 => prop::option::of(node()).prop_map(Command::SetAddressOwner),
-        1 => identity()
-            .prop_map(|incarnation| Command::Found { incarnation, fork_point: ForkPoint { term: 1, index: 1 } }),
+        1 => (identity(), prop::option::of(node()), prop::collection::vec(node(), 0..3)).prop_map(
+            |(incarnation, node, off)| {
+                Command::Found { incarnation, fork_point: ForkPoint { term: 1, index: 1 }, node, off }
+            }
+        ),
+
     ]
 }
 
@@ -126,6 +142,10 @@ fn on_nodes() -> impl Strategy<Value = Command> {
         token().prop_map(|token| Command::AddNode { token }),
         (node(), node_change()).prop_map(|(node, change)| Command::ModifyNode { node, change }),
         node().prop_map(|node| Command::RemoveNode { node }),
+        (node(), life(), evidence()).prop_map(|(node, life, evidence)| Command::NodeDead { node, life, evidence }),
+        (node(), life()).prop_map(|(node, life)| Command::Arm { node, life }),
+        node().prop_map(|node| Command::Disarm { node }),
+        node().prop_map(|node| Command::Note(Box::new(Happening::Office { node }))),
         (node(), 0u8..3, 0u64..8, prop::collection::vec((1u64..8).prop_map(RunId), 0..3)).prop_map(
             |(node, boot, previous, runs)| Command::JoinNode {
                 node,
@@ -145,6 +165,7 @@ fn on_instances() -> impl Strategy<Value = Command> {
             .prop_map(|(instance, change)| Command::ModifyInstance { instance, change: Box::new(change) }),
         id().prop_map(|instance| Command::RemoveInstance { instance }),
         (id(), node()).prop_map(|(instance, node)| Command::Own { instance, node }),
+        (id(), node()).prop_map(|(instance, to)| Command::Takeover { instance, to, reason: "it has all data".into() }),
         (id(), (1u64..8).prop_map(RunId), prop::option::of(admin_state()))
             .prop_map(|(instance, run, want)| Command::Disown { instance, run, want }),
     ]
@@ -221,7 +242,7 @@ impl Given {
         assert_eq!(commands.len(), applied.len());
         for (command, applied) in commands.iter().zip(applied) {
             let (highest, fresh) = match (applied, command) {
-                (Applied::Done, _) => continue,
+                (Applied::Done | Applied::Refused(_), _) => continue,
                 // A daemon that joins again on the same boot goes on in its life.
                 (Applied::Life(life), Command::JoinNode { previous, .. }) if life == previous => continue,
                 (Applied::Life(life), _) => (&mut self.life, life.0),
@@ -259,7 +280,18 @@ fn check_step(before: &State, after: &State, commands: &[Command]) {
             }
         }
     }
-    let lives = |state: &State, id| state.nodes.get(&id).map(|node| node.life);
+    for (id, new) in &after.instances {
+        let old = before.instances.get(id).and_then(|old| old.owner);
+        let own = |owner| matches!(commands, [Command::Own { .. } | Command::Takeover { .. }]) && after.is_void(owner);
+        assert!(new.owner == old || !new.owner.is_some_and(own), "{} was given to a dead life", new.name);
+    }
+    for (id, node) in &after.nodes {
+        let armed_before = before.nodes.get(id).is_some_and(|before| before.armed);
+        let disarmed = |command: &Command| {
+            matches!(command, Command::Disarm { .. } | Command::Found { .. } | Command::Destroy | Command::Init { .. })
+        };
+        assert!(node.armed || !armed_before || commands.iter().any(disarmed), "node {id} lost its arms");
+    }
     for (id, old) in &before.instances {
         let Some(new) = after.instances.get(id) else { continue };
         // Only one command can take the right to run an instance from a living owner: the giving back of that run.
@@ -268,7 +300,7 @@ fn check_step(before: &State, after: &State, commands: &[Command]) {
         {
             let given_back =
                 commands.iter().any(|command| matches!(command, Command::Disown { run: ended, .. } if *ended == run));
-            let life_over = lives(after, owner.node) != Some(owner.life);
+            let life_over = after.is_void(owner);
             let replaced = commands.iter().any(|command| matches!(command, Command::RemoveInstance { .. }));
             assert!(given_back || life_over || replaced, "{} was taken from its living owner", old.name);
         }
@@ -276,7 +308,11 @@ fn check_step(before: &State, after: &State, commands: &[Command]) {
     let passes_nobody = commands.iter().any(|command| {
         matches!(
             command,
-            Command::SetAddressOwner(None) | Command::RemoveNode { .. } | Command::Destroy | Command::Init { .. }
+            Command::SetAddressOwner(None)
+                | Command::RemoveNode { .. }
+                | Command::Destroy
+                | Command::Init { .. }
+                | Command::Found { .. }
         )
     });
     if let (Some(old), Some(new)) = (before.address_owner, after.address_owner) {
@@ -297,6 +333,10 @@ fn check_state(state: &State) {
         assert!(state.nodes.contains_key(&instance.primary), "an instance without its node");
         assert_eq!(instance.owner.is_some(), instance.run.is_some(), "a run without an owner, or the reverse");
     }
+    for (id, node) in &state.nodes {
+        assert!(!node.dead || state.live(*id).is_none(), "a dead node lives");
+    }
+    assert!(state.history.iter().count() <= crate::history::MAX_RECORDS);
     for job in state.jobs.values() {
         let serials: Vec<u64> = job.ops.iter().flat_map(|op| &op.log).map(|line| line.serial).collect();
         let mut ascending = serials.clone();
