@@ -28,7 +28,7 @@ use std::sync::Arc;
 pub use config::Config;
 pub use consensus::{Consensus, StartError};
 pub use log::{Committed, Log, MembershipError, NodeInfo, ProposeError, ReadError, Status, TransferError, View};
-pub use recover::{RecoverError, Recovered, recover};
+pub use recover::{Held, RecoverError, Recovered, Surplus, discard, held, recover};
 pub use store::{Executor, FILE_NAME, Store, StoreError, Task};
 pub use transport::{Transport, TransportError};
 pub use wire::{RaftReply, RaftRequest};

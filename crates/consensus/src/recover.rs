@@ -1,6 +1,7 @@
 //! Forced recovery: one member goes on alone, in a new incarnation of the cluster (protocol, section 11).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use model::{Command, ForkPoint, Incarnation, NodeId, Proposal, State, Timestamp,
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry as _;
 use openraft::vote::RaftLeaderId as _;
+use serde::Serialize;
 
 use crate::log::NodeInfo;
 use crate::store::{Op, Store, StoreError};
@@ -25,6 +27,32 @@ pub struct Recovered {
     pub fork_point: ForkPoint,
     /// The other members of the old incarnation, voters and learners: whoever of them returns is refused.
     pub others: BTreeMap<NodeId, NodeInfo>,
+}
+
+/// What a store holds, as its own node sees it.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The incarnation of the cluster that this node speaks in.
+    pub incarnation: Incarnation,
+    /// The highest number of an incarnation of which it has heard.
+    pub highest_seen: u64,
+    /// The state after the whole log, entries included that may never have been committed.
+    pub state: State,
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+}
+
+/// An entry of an older incarnation's log that the newer one does not have.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Surplus {
+    /// Its place in the log.
+    pub index: u64,
+    /// Its Raft term.
+    pub term: u64,
+    /// When it was proposed.
+    pub at: Timestamp,
+    /// What it asked for.
+    pub commands: Vec<Command>,
 }
 
 /// Why forced recovery was not done. The store is as it was.
@@ -47,33 +75,109 @@ pub enum RecoverError {
     },
 }
 
-/// Makes node `me` the only voter of a new incarnation, offline: its daemon must not run. `id` is the random identity of
+/// Makes node `me` the only voter of a new incarnation, offline: no log is open on its store. `id` is the random identity of
 /// the new incarnation, `at` the time now. The whole local log counts from now on, entries included that were never
-/// committed. The caller has made sure that the others are off.
+/// committed. The caller has made sure that the others are off: `off` are those that an operator asserts it of.
 ///
-/// The next start of the daemon leads alone within some tens of milliseconds.
+/// The next start of the log leads alone within some tens of milliseconds.
 ///
 /// # Errors
 /// [`RecoverError`]; then nothing was changed.
-pub async fn recover(dir: &Path, me: NodeId, id: Uuid, at: Timestamp) -> Result<Recovered, RecoverError> {
-    recover_store(&Store::open(dir, me, None)?, id, at).await
-}
-
-/// As [`recover`], on a store that is open already; closes it.
-pub(crate) async fn recover_store(store: &Store, id: Uuid, at: Timestamp) -> Result<Recovered, RecoverError> {
-    let failed = |source| RecoverError::Io { path: store.path().display().to_string(), source };
-    let plan = plan(store, id, at).map_err(failed)?.ok_or(RecoverError::Empty);
-    let result = match plan {
-        // One transaction: all of them wait together, behind this one call.
-        Ok((recovered, op)) => store.write(op).await.map(|()| recovered).map_err(failed),
-        Err(empty) => Err(empty),
-    };
+pub async fn recover(
+    dir: &Path,
+    me: NodeId,
+    id: Uuid,
+    off: Vec<NodeId>,
+    at: Timestamp,
+) -> Result<Recovered, RecoverError> {
+    let store = Store::open(dir, me, None)?;
+    let result = recover_store(&store, id, off, at).await;
     store.close().await;
     result
 }
 
+async fn recover_store(store: &Store, id: Uuid, off: Vec<NodeId>, at: Timestamp) -> Result<Recovered, RecoverError> {
+    let failed = failed_at(store);
+    let (recovered, op) = plan(store, id, off, at).map_err(&failed)?.ok_or(RecoverError::Empty)?;
+    // One transaction: all of them wait together, behind this one call.
+    store.write(op).await.map_err(failed)?;
+    Ok(recovered)
+}
+
+/// What a store holds.
+///
+/// # Errors
+/// [`RecoverError::Io`].
+pub fn held(store: &Store) -> Result<Held, RecoverError> {
+    let read = || -> io::Result<Held> {
+        let saved = store.read_snapshot()?.unwrap_or_default();
+        let entries = store.entries(saved.last.map_or(0, |last| last.index + 1)..)?;
+        let (state, membership) = replay(saved.state, saved.membership, &entries);
+        let voters = membership.membership().voter_ids().map(NodeId).collect();
+        let (incarnation, highest_seen) = (store.incarnation(), store.highest_incarnation());
+        Ok(Held { incarnation, highest_seen, state, voters })
+    };
+    read().map_err(failed_at(store))
+}
+
+/// Empties the store of node `me`, offline, so that it can be given the log of the newer incarnation `into`, which its own
+/// one is an ancestor of: from now on it listens to members of that one only. The store as it was is kept in the file
+/// `keep`. Returns the entries that come after `fork_point`, the end of what both have.
+///
+/// # Errors
+/// [`RecoverError`]; then the store is as it was.
+pub async fn discard(
+    dir: &Path,
+    me: NodeId,
+    into: Incarnation,
+    fork_point: ForkPoint,
+    keep: &Path,
+) -> Result<Vec<Surplus>, RecoverError> {
+    let store = Store::open(dir, me, None)?;
+    let result = discard_store(&store, into, fork_point, keep).await;
+    store.close().await;
+    result
+}
+
+async fn discard_store(
+    store: &Store,
+    into: Incarnation,
+    fork_point: ForkPoint,
+    keep: &Path,
+) -> Result<Vec<Surplus>, RecoverError> {
+    let surplus = surplus(store, fork_point).map_err(failed_at(store))?;
+    let copy = || {
+        std::fs::copy(store.path(), keep)?;
+        File::open(keep)?.sync_all()?;
+        keep.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    };
+    copy().map_err(|source| RecoverError::Io { path: keep.display().to_string(), source })?;
+    store.write(Op::Discard(into)).await.map_err(failed_at(store))?;
+    Ok(surplus)
+}
+
+fn surplus(store: &Store, fork_point: ForkPoint) -> io::Result<Vec<Surplus>> {
+    let beyond = |id: LogId| id.index > fork_point.index || id.committed_leader_id().term > fork_point.term;
+    let entries = store.entries(..)?.into_iter().filter(|entry| beyond(entry.log_id));
+    let surplus = entries.filter_map(|entry| match entry.payload {
+        EntryPayload::Normal(Request(proposal)) => Some(Surplus {
+            index: entry.log_id.index,
+            term: entry.log_id.committed_leader_id().term,
+            at: proposal.at,
+            commands: proposal.commands,
+        }),
+        EntryPayload::Blank | EntryPayload::Membership(_) => None,
+    });
+    Ok(surplus.collect())
+}
+
+fn failed_at(store: &Store) -> impl Fn(io::Error) -> RecoverError {
+    let path = store.path().display().to_string();
+    move |source| RecoverError::Io { path: path.clone(), source }
+}
+
 /// What to write. `None` if there is no cluster in the store.
-fn plan(store: &Store, id: Uuid, at: Timestamp) -> io::Result<Option<(Recovered, Op)>> {
+fn plan(store: &Store, id: Uuid, off: Vec<NodeId>, at: Timestamp) -> io::Result<Option<(Recovered, Op)>> {
     let me = store.owner();
     let saved = store.read_snapshot()?.unwrap_or_default();
     let entries = store.entries(saved.last.map_or(0, |last| last.index + 1)..)?;
@@ -92,12 +196,8 @@ fn plan(store: &Store, id: Uuid, at: Timestamp) -> io::Result<Option<(Recovered,
         fork_point: ForkPoint { term: last.committed_leader_id().term, index: last.index },
         others,
     };
-    let found = Command::Found {
-        incarnation: recovered.incarnation,
-        fork_point: recovered.fork_point,
-        node: Some(me),
-        off: Vec::new(),
-    };
+    let found =
+        Command::Found { incarnation: recovered.incarnation, fork_point: recovered.fork_point, node: Some(me), off };
     let proposal = Proposal { incarnation: state.incarnation, office: None, at, commands: vec![found] };
 
     // As if this node had been elected once more, by itself, and had appended these two entries.

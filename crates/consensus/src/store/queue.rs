@@ -35,6 +35,9 @@ pub(crate) enum Op {
         vote: Vote,
         incarnation: Incarnation,
     },
+    /// Everything goes but whose store it is and the highest incarnation that was seen; what is written next belongs to
+    /// this incarnation.
+    Discard(Incarnation),
     Close,
 }
 
@@ -146,6 +149,15 @@ impl Op {
             Op::Recover { entries, vote, incarnation } => {
                 append(txn, entries)?;
                 put(txn, key::VOTE, vote)?;
+                put(txn, key::INCARNATION, incarnation)
+            }
+            Op::Discard(incarnation) => {
+                txn.open_table(LOG).map_err(io)?.retain(|_, _| false).map_err(io)?;
+                let mut meta = txn.open_table(META).map_err(io)?;
+                for key in [key::VOTE, key::COMMITTED, key::PURGED, key::SNAPSHOT] {
+                    meta.remove(key).map_err(io)?;
+                }
+                drop(meta);
                 put(txn, key::INCARNATION, incarnation)
             }
             Op::Close => Ok(()),

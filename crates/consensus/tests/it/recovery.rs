@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use consensus::{RecoverError, StoreError, recover};
+use consensus::{RecoverError, Store, StoreError, discard, held, recover};
 use model::{NodeId, Timestamp, Uuid};
 
 use crate::fixture::*;
@@ -21,7 +21,7 @@ async fn the_last_member_goes_on_alone_and_the_old_ones_stay_out() {
     drop(logs);
 
     let id = Uuid::from_u128(0x22);
-    let recovered = recover(&lab.dir(3), NodeId(3), id, Timestamp(5)).await.unwrap();
+    let recovered = recover(&lab.dir(3), NodeId(3), id, Vec::new(), Timestamp(5)).await.unwrap();
     assert_eq!((recovered.incarnation.n, recovered.incarnation.id), (2, id));
     assert_eq!(recovered.previous, before.incarnation);
     assert!(recovered.fork_point.index >= done.index);
@@ -67,7 +67,7 @@ async fn recovery_outbids_every_incarnation_that_was_seen() {
         lab.stop(node).await;
     }
     drop(logs);
-    let first = recover(&lab.dir(3), NodeId(3), Uuid::from_u128(3), Timestamp(5)).await.unwrap();
+    let first = recover(&lab.dir(3), NodeId(3), Uuid::from_u128(3), Vec::new(), Timestamp(5)).await.unwrap();
     let three = lab.start(3).await;
     until(&three, |status| status.is_leader).await;
     // Node 1 hears of it by being refused.
@@ -75,7 +75,7 @@ async fn recovery_outbids_every_incarnation_that_was_seen() {
     three.add_learner(NodeId(1), info(1), Duration::from_millis(500)).await.unwrap_err();
     lab.stop(1).await;
     drop(one);
-    let second = recover(&lab.dir(1), NodeId(1), Uuid::from_u128(1), Timestamp(6)).await.unwrap();
+    let second = recover(&lab.dir(1), NodeId(1), Uuid::from_u128(1), Vec::new(), Timestamp(6)).await.unwrap();
     assert!(second.incarnation.n > first.incarnation.n);
 }
 
@@ -83,9 +83,53 @@ async fn recovery_outbids_every_incarnation_that_was_seen() {
 async fn recovery_refuses_a_running_daemon_and_an_empty_store() {
     let lab = Lab::new();
     let one = lab.found().await;
-    let error = recover(&lab.dir(1), NodeId(1), Uuid::from_u128(1), Timestamp(5)).await.unwrap_err();
+    let error = recover(&lab.dir(1), NodeId(1), Uuid::from_u128(1), Vec::new(), Timestamp(5)).await.unwrap_err();
     assert!(matches!(error, RecoverError::Store(StoreError::InUse { .. })), "{error}");
     submit(&one, "unharmed").await.unwrap();
-    let error = recover(&lab.dir(2), NodeId(2), Uuid::from_u128(1), Timestamp(5)).await.unwrap_err();
+    let error = recover(&lab.dir(2), NodeId(2), Uuid::from_u128(1), Vec::new(), Timestamp(5)).await.unwrap_err();
     assert!(matches!(error, RecoverError::Empty), "{error}");
+}
+
+/// Two nodes, the vote on the one that dies: the other goes on from its copy as a learner. What the dead one had alone is
+/// kept and told, and it gets the new log under its old number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_goes_on_alone_and_the_old_voter_comes_back_without_its_own_end_of_the_log() {
+    let lab = Lab::new();
+    let one = lab.found().await;
+    let two = lab.start(2).await;
+    one.add_learner(NodeId(2), info(2), LONG).await.unwrap();
+    let common = propose(&one, vec![job("both have it")]).await.unwrap();
+    until_applied(&two, common.index).await;
+    lab.stop(2).await;
+    drop(two);
+    submit(&one, "node 1 alone has it").await.unwrap();
+    lab.stop(1).await;
+    drop(one);
+
+    let recovered = recover(&lab.dir(2), NodeId(2), Uuid::from_u128(2), vec![NodeId(1)], Timestamp(5)).await.unwrap();
+    let two = lab.start(2).await;
+    until(&two, |status| status.is_leader).await;
+    two.read_barrier(LONG).await.unwrap();
+    submit(&two, "in the new incarnation").await.unwrap();
+
+    let store = Store::open(&lab.dir(1), NodeId(1), None).unwrap();
+    let old = held(&store).unwrap();
+    assert_eq!((old.incarnation, old.voters), (recovered.previous, ids([1])));
+    assert_eq!(
+        old.state.jobs.values().map(|job| job.user.as_str()).collect::<Vec<_>>(),
+        ["both have it", "node 1 alone has it"]
+    );
+    drop(store);
+    let keep = lab.dir(1).join("kept");
+    let surplus = discard(&lab.dir(1), NodeId(1), recovered.incarnation, recovered.fork_point, &keep).await.unwrap();
+    let commands: Vec<_> = surplus.iter().map(|entry| (entry.index, entry.commands.clone())).collect();
+    assert_eq!(commands, [(recovered.fork_point.index + 1, vec![job("node 1 alone has it")])]);
+    assert!(keep.metadata().unwrap().len() > 0);
+
+    let one = lab.start(1).await;
+    assert_eq!(one.incarnation(), recovered.incarnation);
+    two.add_learner(NodeId(1), info(1), LONG).await.unwrap();
+    until_applied(&one, two.view().index).await;
+    assert_eq!(one.state(), two.state());
+    assert_eq!(users(&one), ["both have it", "in the new incarnation"]);
 }
