@@ -165,6 +165,11 @@ impl Lab {
         Ok(lab)
     }
 
+    /// The same lab once more; dropping it changes nothing.
+    pub(crate) fn again(&self) -> Lab {
+        Lab { files: self.files.clone(), owned: false }
+    }
+
     /// Lets the lab run on when this program ends.
     pub fn keep(mut self) -> Result<(), Error> {
         self.owned = false;

@@ -54,6 +54,7 @@ mod process;
 mod pty;
 mod record;
 mod sys;
+mod takeover;
 mod travel;
 
 pub use api::Api;

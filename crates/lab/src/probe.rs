@@ -1,6 +1,7 @@
 //! Looking at a guest from outside, as its users do: does it answer, since when, and has it lost anything?
 
 mod pings;
+mod runs;
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -12,6 +13,7 @@ use crate::exec::Running;
 use crate::{Error, Node};
 
 pub use pings::{PingLoss, Pings};
+pub use runs::{Change, RunWatch, Runs};
 
 /// The port of the service in the guest that proves continuity.
 pub const CONTINUITY_PORT: u16 = 7000;
@@ -99,6 +101,11 @@ impl Continuity {
         Ok(())
     }
 
+    /// How often the guest has booted since then, as far as it has answered.
+    pub fn boots_since(&self, since: Instant) -> usize {
+        boots_since(&self.shared.lock().answers, since).len()
+    }
+
     /// Stops asking, and returns what was answered.
     pub fn finish(mut self) -> History {
         self.end();
@@ -155,6 +162,11 @@ impl History {
         self.0.windows(2).map(|pair| pair[1].at - pair[0].at).max()
     }
 
+    /// The first answers of new boots, at that time or later.
+    pub fn boots_since(&self, since: Instant) -> Vec<Instant> {
+        boots_since(&self.0, since)
+    }
+
     /// What is wrong, if anything: the guest has booted meanwhile, or has forgotten what it had answered.
     pub fn broken(&self) -> Option<String> {
         let booted = self.0.windows(2).find(|pair| pair[0].boot != pair[1].boot);
@@ -184,6 +196,11 @@ impl History {
         let is_missing = |answer: &&Answer| answer.counter > last || holes.contains(&answer.counter);
         Some(self.0.iter().filter(is_missing).count())
     }
+}
+
+fn boots_since(answers: &[Answer], since: Instant) -> Vec<Instant> {
+    let boots = answers.windows(2).filter(|pair| pair[0].boot != pair[1].boot).map(|pair| pair[1].at);
+    boots.filter(|at| *at >= since).collect()
 }
 
 /// Waits for a guest's first answer to a ping.
@@ -260,7 +277,11 @@ mod tests {
     fn boots_and_losses_are_noticed() {
         assert!(history(&[(0, "a", 7), (10, "b", 8)]).broken().unwrap().contains("booted"));
         assert!(history(&[(0, "a", 7), (10, "a", 7)]).broken().unwrap().contains("lost"));
-        assert_eq!(history(&[(0, "a", 7), (10, "b", 8)]).forgotten(), None);
+        let booted = history(&[(0, "a", 7), (10, "b", 8), (20, "b", 9), (30, "c", 10)]);
+        let start = booted.0[0].at;
+        assert_eq!(booted.boots_since(start).len(), 2);
+        assert_eq!(booted.boots_since(start + Duration::from_millis(11)), [booted.0[3].at]);
+        assert_eq!(booted.forgotten(), None);
         assert!(history(&[(0, "a", 7), (10, "b", 6)]).forgotten().unwrap().contains("6 came after 7"));
     }
 

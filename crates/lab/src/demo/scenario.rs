@@ -1,6 +1,9 @@
 //! The steps. Each is what an administrator does, and what must be true afterwards.
 
+mod death;
 mod moves;
+mod no_voting;
+mod partition;
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -17,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many answers of a guest are waited for before and after something that it must not notice.
 const ANSWERS: usize = 20;
+
+/// The node on which guests are made, and that of their second replicas.
+const NODES: &str = "node01:node02";
 
 /// A guest of the scenario: the thesis' table 1.
 struct Guest {
@@ -49,7 +55,7 @@ impl<'a> Scenario<'a> {
 
     /// Plays it to its end, or to the first step after which something is not as it must be.
     pub fn play(&mut self, keep: bool) -> anyhow::Result<()> {
-        let steps: [(&str, &str, Step<'a>); 17] = [
+        let steps: [(&'static str, &str, Step<'a>); 17] = [
             ("init", "make a cluster (figure 9)", Self::init),
             ("info", "look at its configuration (figure 9)", Self::info),
             ("verify", "check it (figure 10)", Self::verify),
@@ -76,15 +82,41 @@ impl<'a> Scenario<'a> {
             ("master-failover", "make node02 the master (figure 21)", Self::master_failover),
             ("getmaster", "who is the master now?", Self::getmaster),
         ];
-        let rest: [(&str, &str, Step<'a>); 5] = [
+        let life: [(&'static str, &str, Step<'a>); 7] = [
             ("redist-conf", "every node has the newest configuration", Self::redist_conf),
             ("node-restart", "switch node01 off and on; it comes back by itself (figure 22)", Self::node_restart),
+            (
+                "automatic-failover",
+                "node02, the master with all instances, is killed; nobody types anything (figures 23 and 24)",
+                Self::automatic_failover,
+            ),
+            ("rejoin", "node02 comes back, as a follower (figure 28)", Self::rejoin),
+            ("partition", "node02, with vm1, is cut off but lives; its guest may not go on there", Self::partition),
+            ("partition-master", "the same with node01, the master with all instances", Self::partition_master),
+            ("replication-cut", "node01 loses only the replication network: nothing moves", Self::replication_cut),
+        ];
+        let end: [(&'static str, &str, Step<'a>); 3] = [
             ("shutdown", "stop the instances (section 5.4)", Self::shutdown),
             ("remove", "remove them with their disks", Self::remove),
             ("destroy", "take the cluster apart", Self::destroy),
         ];
-        let rest = if keep { &rest[..2] } else { &rest };
-        for (name, about, step) in steps.iter().chain(rest) {
+        self.steps(&steps)?;
+        self.steps(&life)?;
+        if keep {
+            self.report.note("the steps shutdown, remove and destroy were left out to keep the lab".to_owned());
+            return Ok(());
+        }
+        self.steps(&end)
+    }
+
+    /// Plays what is done where two nodes have no witness, on a lab of its own.
+    pub fn play_without_witness(&mut self) -> anyhow::Result<()> {
+        let about = "two nodes without a witness: the master dies, and a human decides (figures 23 to 28)";
+        self.steps(&[("no-voting", about, Self::no_voting)])
+    }
+
+    fn steps(&mut self, steps: &[(&'static str, &str, Step<'a>)]) -> anyhow::Result<()> {
+        for (name, about, step) in steps {
             self.screen.heading(name, about);
             let begun = Instant::now();
             let outcome = step(self);
@@ -92,10 +124,12 @@ impl<'a> Scenario<'a> {
             self.report.step(name, outcome.is_ok(), begun.elapsed(), figures);
             outcome.with_context(|| format!("step '{name}'"))?;
         }
-        if keep {
-            self.report.note("the steps shutdown, remove and destroy were left out to keep the lab".to_owned());
-        }
         Ok(())
+    }
+
+    /// Draws how the cluster is now.
+    fn stage(&mut self, seen_by: &str, title: &str) -> anyhow::Result<()> {
+        self.report.stage(self.screen, self.lab, seen_by, title)
     }
 
     fn on(&mut self, node: &str, line: &str) -> anyhow::Result<Outcome> {
@@ -108,8 +142,8 @@ impl<'a> Scenario<'a> {
     }
 
     fn init(&mut self) -> anyhow::Result<Figures> {
-        for node in ["node01", "node02", "witness"] {
-            self.lab.wait_for_daemon(node)?;
+        for node in self.lab.status()?.iter().filter(|node| node.name != "client") {
+            self.lab.wait_for_daemon(&node.name)?;
         }
         let line = format!(
             "gnt-cluster init --enabled-hypervisors=kvm --master-netdev=br0 -H '{}' cluster01",
@@ -159,13 +193,13 @@ impl<'a> Scenario<'a> {
         refused.says("error type: wrong_input")?.says("Directory for OS debootstrap not found in search path")?;
 
         let mut figures = Figures::new();
-        let (create, ping, answers) = self.create(&VM1)?;
+        let (create, ping, answers) = self.create(&VM1, NODES)?;
         figures.extend([("create_ms", create), ("first_ping_ms", ping), ("service_ms", answers)]);
-        self.create(&VM2)?;
+        self.create(&VM2, NODES)?;
 
         self.screen.note(VM3_MEMORY);
         self.report.note(VM3_MEMORY.to_owned());
-        let line = format!("{} --no-start vm3", add_line(&VM3));
+        let line = format!("{} --no-start vm3", add_line(&VM3, NODES));
         let vm3 = self.on("node01", &line)?.succeeded()?;
         figures.insert("no_start_ms", ms(vm3.elapsed));
         let accelerator = accelerator(&self.node("node01")?)?;
@@ -175,12 +209,12 @@ impl<'a> Scenario<'a> {
 
     /// Makes an instance that is started at once, and waits until it answers. Returns, in milliseconds from the typing of
     /// the command: its end, the first answer to a ping, the first answer of the guest's service.
-    fn create(&mut self, guest: &Guest) -> anyhow::Result<(f64, f64, f64)> {
+    fn create(&mut self, guest: &Guest, nodes: &str) -> anyhow::Result<(f64, f64, f64)> {
         let client = self.lab.client()?;
         let ping = FirstPing::start(&client, guest.address)?;
         let service = Continuity::start(&client, guest.address)?;
         let begun = Instant::now();
-        let add = self.on("node01", &format!("{} {}", add_line(guest), guest.name))?.succeeded()?;
+        let add = self.on("node01", &format!("{} {}", add_line(guest, nodes), guest.name))?.succeeded()?;
         let ping = ping.wait(PATIENCE)?.saturating_duration_since(begun);
         service.wait(1, PATIENCE)?;
         let first = service.finish().0.first().map_or(Duration::ZERO, |answer| answer.at - begun);
@@ -190,25 +224,29 @@ impl<'a> Scenario<'a> {
 
     fn list_one_down(&mut self) -> anyhow::Result<Figures> {
         let running = |guest, memory| (guest, "node01", "running", memory);
-        self.list(&[running(&VM1, "256M"), running(&VM2, "128M"), (&VM3, "node01", "ADMIN_down", "-")])
+        self.list("node01", &[running(&VM1, "256M"), running(&VM2, "128M"), (&VM3, "node01", "ADMIN_down", "-")])
     }
 
     fn list_all_run(&mut self) -> anyhow::Result<Figures> {
-        self.list_running(["node01", "node01", "node01"])
+        let figures = self.list_running("node01", ["node01", "node01", "node01"])?;
+        self.stage("node01", "Figure 16: all instances run on node01")?;
+        Ok(figures)
     }
 
     fn list_one_moved(&mut self) -> anyhow::Result<Figures> {
-        self.list_running(["node01", "node02", "node01"])
+        let figures = self.list_running("node01", ["node01", "node02", "node01"])?;
+        self.stage("node01", "Figure 19: vm2 has moved to node02 while it ran")?;
+        Ok(figures)
     }
 
-    /// All three run, on these nodes.
-    fn list_running(&mut self, [vm1, vm2, vm3]: [&str; 3]) -> anyhow::Result<Figures> {
+    /// All three run, on these nodes, as one of them lists them.
+    fn list_running(&mut self, seen_by: &str, [vm1, vm2, vm3]: [&str; 3]) -> anyhow::Result<Figures> {
         let running = |guest, node, memory| (guest, node, "running", memory);
-        self.list(&[running(&VM1, vm1, "256M"), running(&VM2, vm2, "128M"), running(&VM3, vm3, "80M")])
+        self.list(seen_by, &[running(&VM1, vm1, "256M"), running(&VM2, vm2, "128M"), running(&VM3, vm3, "80M")])
     }
 
-    fn list(&mut self, wanted: &[(&Guest, &str, &str, &str)]) -> anyhow::Result<Figures> {
-        let list = self.on("node01", "gnt-instance list")?.succeeded()?;
+    fn list(&mut self, seen_by: &str, wanted: &[(&Guest, &str, &str, &str)]) -> anyhow::Result<Figures> {
+        let list = self.on(seen_by, "gnt-instance list")?.succeeded()?;
         let rows: Vec<Vec<&str>> = list.text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
         let wanted: Vec<Vec<&str>> = wanted
             .iter()
@@ -370,9 +408,10 @@ impl<'a> Scenario<'a> {
     }
 }
 
-fn add_line(guest: &Guest) -> String {
+/// The command that makes a guest on a node, with its disk on another one too; only the name is to follow.
+fn add_line(guest: &Guest, nodes: &str) -> String {
     format!(
-        "gnt-instance add -t drbd --disk 0:size={} -B memory={} -o busybox+default -n node01:node02 --net 0:ip={}",
+        "gnt-instance add -t drbd --disk 0:size={} -B memory={} -o busybox+default -n {nodes} --net 0:ip={}",
         guest.disk, guest.memory, guest.address
     )
 }

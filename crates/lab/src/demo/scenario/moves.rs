@@ -90,7 +90,7 @@ impl Scenario<'_> {
             bail!("vm2, which was not moved: {broken}");
         }
         self.screen.note(&format!("both answer again {:.1} s after the command was typed", until.as_secs_f64()));
-        self.list_running(["node02", "node02", "node02"])?;
+        self.list_running("node01", ["node02", "node02", "node02"])?;
         Ok(Figures::from([
             ("total_ms", ms(failover.elapsed)),
             ("all_answer_ms", ms(until)),
@@ -106,6 +106,7 @@ impl Scenario<'_> {
         // It writes meanwhile, and all of that has to get to node01 later.
         guest.wait(5 * ANSWERS, PATIENCE)?;
         self.on("node02", "cardume disk status vm1")?.succeeded()?;
+        self.stage("node02", "Figure 22: node01 is switched off, node02 leads and runs everything")?;
         self.screen.note("node01 is switched on");
         let begun = Instant::now();
         self.lab.start("node01")?;
@@ -128,7 +129,7 @@ impl Scenario<'_> {
     }
 
     /// Waits until both replicas of all three disks are up to date, and connected where the disk is in use.
-    fn all_up_to_date(&self, seen_by: &str) -> anyhow::Result<()> {
+    pub(super) fn all_up_to_date(&self, seen_by: &str) -> anyhow::Result<()> {
         let api = Api::of(&self.node(seen_by)?)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
