@@ -6,4 +6,5 @@ mod cables;
 mod commands;
 mod isolation;
 mod life;
+mod parts;
 mod support;
