@@ -37,6 +37,11 @@ pub(crate) fn nodes(count: u8, witness: bool) -> Vec<(String, Ipv4Addr)> {
     nodes
 }
 
+/// The address of a name that has no namespace of its own.
+pub(crate) fn other(name: &str) -> Option<Ipv4Addr> {
+    OTHERS.iter().find(|(other, _)| *other == name).map(|(_, address)| *address)
+}
+
 /// The client's address.
 pub(crate) fn client() -> (String, Ipv4Addr) {
     (CLIENT.to_owned(), CLIENT_ADDRESS)

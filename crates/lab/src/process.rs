@@ -71,6 +71,11 @@ pub(crate) fn end(processes: &[Process], signal: Signal, patience: Duration) -> 
     Ok(())
 }
 
+/// Whether the process that has this number now was stopped where it is (SIGSTOP).
+pub(crate) fn is_stopped(pid: i32) -> bool {
+    matches!(stat(pid), Ok(Some(('T', _))))
+}
+
 fn ended(state: char) -> bool {
     matches!(state, 'Z' | 'X' | 'x')
 }

@@ -3,10 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use serde::Serialize;
+
+use super::closing;
+use super::screen::Screen;
+use super::stage::Stage;
+use super::topology;
+use crate::Lab;
 
 /// Measured figures by name; those that end in `_ms` are milliseconds.
 pub(super) type Figures = BTreeMap<&'static str, f64>;
@@ -37,12 +43,27 @@ struct Step {
     figures: Figures,
 }
 
+/// How the cluster was at one moment, and the file with its drawing.
+#[derive(Debug, Serialize)]
+struct Shown {
+    file: String,
+    title: String,
+    /// Seconds since the demo began.
+    at_s: f64,
+    stage: Stage,
+    #[serde(skip)]
+    drawing: String,
+}
+
 /// The whole run.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     accelerator: String,
     machine: String,
     steps: Vec<Step>,
+    stages: Vec<Shown>,
+    #[serde(skip)]
+    begun: Instant,
     #[serde(skip)]
     whole: Duration,
     #[serde(skip)]
@@ -57,6 +78,8 @@ impl Report {
             accelerator: "unknown".to_owned(),
             machine: crate::machine::describe(),
             steps: Vec::new(),
+            stages: Vec::new(),
+            begun: Instant::now(),
             whole: Duration::ZERO,
             failure: None,
             notes: Vec::new(),
@@ -82,16 +105,60 @@ impl Report {
         }
     }
 
+    /// Draws how the cluster of `lab` is now, as the node `seen_by` says, and as the machine sees it. Where that node can't
+    /// say anything, what was said at the stage before is shown, if that was one of the same nodes.
+    pub fn stage(&mut self, screen: &mut Screen, lab: &Lab, seen_by: &str, title: &str) -> anyhow::Result<()> {
+        let stage = Stage::gather(lab, seen_by, self.stages.last().map(|shown| &shown.stage))
+            .with_context(|| format!("can't draw how the cluster is: {title}"))?;
+        let file = self.show(stage, title);
+        screen.figure(title, &file);
+        Ok(())
+    }
+
+    /// Keeps a stage with its drawing; returns the name of the file.
+    fn show(&mut self, stage: Stage, title: &str) -> String {
+        let file = format!("stage-{:02}.svg", self.stages.len() + 1);
+        let at_s = round(self.begun.elapsed().as_secs_f64(), 10.0);
+        let source = match &stage.said_by {
+            Some(node) => format!("as {node} says"),
+            None => "the nodes can't say: as it was known before, with what the machine sees".to_owned(),
+        };
+        let subtitle = format!("{} UTC, {at_s:.1} s after the demo began; {source}", time_of_day(SystemTime::now()));
+        let drawing = topology::draw(&stage, title, &subtitle);
+        self.stages.push(Shown { file: file.clone(), title: title.to_owned(), at_s, stage, drawing });
+        file
+    }
+
+    /// What was measured in a step; `None`: it was not done, or failed.
+    pub fn figures_of(&self, step: &str) -> Option<&Figures> {
+        self.steps.iter().find(|other| other.name == step && other.ok).map(|step| &step.figures)
+    }
+
+    /// Whether there was such a step.
+    pub fn has(&self, step: &str) -> bool {
+        self.steps.iter().any(|other| other.name == step)
+    }
+
+    /// The closing comparison, for people.
+    pub fn closing(&self) -> String {
+        closing::text(self)
+    }
+
     /// How long it took altogether, and what ended it before its end.
     pub fn finish(&mut self, whole: Duration, failure: Option<&anyhow::Error>) {
         self.whole = whole;
         self.failure = failure.map(|error| format!("{error:#}"));
     }
 
-    /// Writes `report.json` and `report.md` into a folder.
+    /// Writes `report.json`, `report.md` and the drawings that it shows into a folder.
     pub fn write(&self, folder: &Path, transcript: &str) -> anyhow::Result<()> {
-        let json = serde_json::to_string_pretty(self).context("can't write the report as JSON")? + "\n";
-        for (name, text) in [("report.json", json), ("report.md", self.markdown(transcript))] {
+        remove_drawings(folder)?;
+        let mut json = serde_json::to_value(self).context("can't write the report as JSON")?;
+        json["closing"] = serde_json::to_value(closing::rows(self)).context("can't write the report as JSON")?;
+        let json = serde_json::to_string_pretty(&json).context("can't write the report as JSON")? + "\n";
+        let texts = [("report.json", &json), ("report.md", &self.markdown(transcript))];
+        let drawings = self.stages.iter().map(|shown| (&*shown.file, &shown.drawing));
+        for (name, text) in texts.into_iter().chain(drawings) {
             let path = folder.join(name);
             std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
         }
@@ -148,6 +215,7 @@ impl Report {
                 text.push_str("|---|---:|---|---|\n");
             }
         }
+        let _ = write!(text, "\n{}", closing::markdown(self));
         text.push_str(
             "\nTimes are those of this run. A step's time is that of all its commands and of the waiting for what they \
              cause. `create_ms` is the time of the command, `first_ping_ms` that from typing the command to the guest's \
@@ -155,15 +223,35 @@ impl Report {
              asked every 10 ms. `total_ms` is the time of the \
              command that moves a guest, `downtime_ms` for how long it stood still, as QEMU says; `longest_gap_ms` is the \
              longest time between two answers to a ping every 10 ms, `lost` how many of the numbers that the guest had \
-             acknowledged (`acked`) are not on its disk. What the thesis shows was measured on other machines, with Ganeti, Xen and DRBD.\n",
+             acknowledged (`acked`) are not on its disk. After a fault all times count from it: `declared_ms` until the node was \
+             declared dead, `promoted_ms` until its disks were served on the other node, `qemu_started_ms` until the guest ran \
+             there, `first_ping_ms` and `first_answer_ms` until it answered a ping and its service the client. What the thesis shows was measured on other machines, with Ganeti, Xen and DRBD.\n",
         );
         text.push_str(transcript);
         text
     }
 }
 
+/// Takes away what an earlier run drew.
+fn remove_drawings(folder: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("can't look into {}", folder.display()))?;
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("stage-") && name.ends_with(".svg") {
+            std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// `13:52:10`, of this day in UTC.
+fn time_of_day(now: SystemTime) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % 86_400;
+    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 /// `create_ms` and 1234.5 as `create 1.23 s`.
-fn figure(name: &str, value: f64) -> String {
+pub(super) fn figure(name: &str, value: f64) -> String {
     match if name == "ms" { Some("") } else { name.strip_suffix("_ms") } {
         Some(name) => {
             let time = if value >= 1000.0 { format!("{:.2} s", value / 1000.0) } else { format!("{value:.0} ms") };
@@ -201,9 +289,41 @@ mod tests {
                 {"name": "list", "ok": true, "seconds": 0.02, "figures": {"wall_ms": 12.34}},
             ])
         );
-        assert_eq!(json.as_object().unwrap().len(), 3, "{json}");
+        assert_eq!(json.as_object().unwrap().len(), 4, "{json}");
         let table = report.table(|ok, line| format!("{}{line}", if ok { "" } else { "!" }));
         assert!(table.lines().any(|line| line.starts_with("!verify FAILED  2.50 s")), "{table}");
+    }
+
+    #[test]
+    fn drawings_are_files_beside_the_report() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("stage-07.svg"), "of an earlier run").unwrap();
+        std::fs::write(folder.path().join("node01.log"), "not ours").unwrap();
+        let mut report = Report::new();
+        let stage = || Stage {
+            cluster: "cluster01".to_owned(),
+            address: None,
+            holders: Vec::new(),
+            nodes: Vec::new(),
+            instances: Vec::new(),
+            said_by: None,
+        };
+        let first = report.show(stage(), "nothing yet");
+        assert_eq!((&*first, &*report.show(stage(), "still nothing")), ("stage-01.svg", "stage-02.svg"));
+        report.step("migrate", true, Duration::from_secs(1), Figures::from([("total_ms", 300.0)]));
+        report.write(folder.path(), &format!("![nothing yet]({first})")).unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["node01.log", "report.json", "report.md", "stage-01.svg", "stage-02.svg"]);
+        let json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.path().join("report.json")).unwrap()).unwrap();
+        assert_eq!(json["stages"][1]["file"], "stage-02.svg");
+        assert_eq!(json["closing"][0]["here"]["total_ms"], 300.0);
+        let text = std::fs::read_to_string(folder.path().join("report.md")).unwrap();
+        assert!(text.contains("![nothing yet](stage-01.svg)") && text.contains("38 s"), "{text}");
     }
 
     #[test]

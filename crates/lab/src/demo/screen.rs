@@ -92,6 +92,12 @@ impl Screen {
         self.transcript.push_str(&format!("    ({text})\n"));
     }
 
+    /// A drawing of how the cluster is now, in a file beside the report.
+    pub fn figure(&mut self, title: &str, file: &str) {
+        self.put(&format!("{}\n", self.paint("2", &format!("   drawn in {file}: {title}"))));
+        self.transcript.push_str(&format!("\n![{title}]({file})\n\n"));
+    }
+
     /// Types a command on a node and shows it to its end.
     pub fn run(&mut self, node: &Node, line: &str) -> anyhow::Result<Outcome> {
         self.type_in(node, line)?.finish()
@@ -108,8 +114,9 @@ impl Screen {
         Ok(Typed { screen: self, pty, line, started, plain: Plain::default(), text: String::new(), read: 0, noted: 0 })
     }
 
-    /// The closing table.
+    /// The closing tables.
     pub fn table(&self, report: &Report) {
+        self.put(&format!("\n{}", report.closing()));
         self.put(&format!("\n{}", report.table(|ok, text| if ok { text } else { self.paint("1;31", &text) })));
     }
 
