@@ -33,6 +33,7 @@ fn replica(role: &str, state: &str, other: &str, connection: &str, peer: (&str, 
         holding: false,
         suspended: false,
         failed: None,
+        held: None,
     }
 }
 

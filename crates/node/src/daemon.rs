@@ -6,27 +6,31 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use consensus::{Log, NodeInfo};
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use jobs::Handle;
 use mirror::keeper::{Keeper, KeeperConfig, KeeperError};
-use model::NodeId;
-use opcodes::wire::{Init, Join, NodeStatus, Request};
+use model::{NodeId, State, Uuid};
+use opcodes::wire::{Init, Join, NodeStatus, Recovery, Request};
 use opcodes::{ErrorCode, Failure};
 use rpc::{Client, Identity, Server, TlsServer};
 use serde_json::Value;
 use tokio::sync::{Mutex, RwLock, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::agent::Agent;
 use crate::authority::DiskAuthority;
 use crate::config::Config;
 use crate::home::{self, Home};
-use crate::member::{Member, PeerService, is_destroyed};
+use crate::member::{Member, PeerService, is_destroyed, now};
+use crate::recovery::greeting::{Greeting, greet_all};
+use crate::recovery::look;
+use crate::recovery::rejoin::{self, Verdict};
 use crate::transport::Wire;
 use crate::{founding, joining, requests};
 
@@ -34,6 +38,15 @@ use crate::{founding, joining, requests};
 const LAST_WORDS: Duration = Duration::from_millis(300);
 /// How long a node that was let in waits for the log: longer than the master tries to bring it.
 const ENROLMENT: Duration = Duration::from_secs(60);
+
+/// How long other nodes may take to say in which incarnation of the cluster they are.
+const GREETING: Duration = Duration::from_millis(700);
+/// How often they are asked where this node can't go on without their answer.
+const GREET_AGAIN: Duration = Duration::from_secs(1);
+/// How long this node may take to get into office when it goes on alone.
+const OFFICE: Duration = Duration::from_secs(15);
+/// How long the cluster's address may then take to come up. It is only waited for.
+const ADDRESS: Duration = Duration::from_secs(5);
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +84,9 @@ pub enum StartError {
     /// The store of the replicated log is damaged, or belongs to something else.
     #[error(transparent)]
     Store(#[from] consensus::StoreError),
+    /// The log of an older incarnation can't be read or given up.
+    #[error("this node's copy of the cluster's log can't be brought to the incarnation in which the others are")]
+    Rejoin(#[source] consensus::RecoverError),
     /// The replicated log can't be followed.
     #[error(transparent)]
     Log(#[from] consensus::StartError),
@@ -105,12 +121,22 @@ pub struct Daemon {
     phase: RwLock<Option<Inside>>,
     /// Held while the phase changes, which takes longer than a request should wait for a lock.
     changing: Mutex<()>,
+    /// Set while the node is out of its cluster for a moment, on its way into another incarnation of it.
+    between: watch::Sender<bool>,
+    /// Why this node is kept out of its cluster, and what it knew last.
+    apart: Mutex<Option<Apart>>,
     /// Set when the daemon is to end: a change of the phase that is under way is given up.
     ending: watch::Sender<bool>,
     /// Why the daemon can't go on.
     failed: watch::Sender<Option<String>>,
     /// Locked for as long as the daemon lives: guests and sockets are there.
     _run_dir_lock: File,
+}
+
+/// Out of its cluster, because that has gone on without this node.
+struct Apart {
+    why: String,
+    status: NodeStatus,
 }
 
 /// In a cluster.
@@ -121,7 +147,8 @@ struct Inside {
     /// Mirrored disks; a witness has none.
     keeper: Option<Arc<Keeper>>,
     duties: JoinSet<()>,
-    watcher: JoinHandle<()>,
+    /// What ends the membership; not to be waited for, because it may be one of them that ends it.
+    watchers: JoinSet<()>,
 }
 
 /// Starts the daemon: takes running guests over, and goes on with the cluster that the node is in, if it is in one.
@@ -143,15 +170,15 @@ pub async fn start(config: Config) -> Result<Arc<Daemon>, StartError> {
         agent,
         phase: RwLock::new(None),
         changing: Mutex::default(),
+        between: watch::Sender::new(false),
+        apart: Mutex::default(),
         ending: watch::Sender::new(false),
         failed: watch::Sender::new(None),
         _run_dir_lock: run_dir_lock,
     });
     match identity {
         Some(identity) => {
-            let identity = Arc::new(identity);
-            let log = daemon.open_log(&identity).await?;
-            daemon.enter(identity, log).await?;
+            daemon.go_on(Arc::new(identity)).await?;
         }
         // What an interrupted `init`, `join` or removal left is of no cluster.
         None => daemon.home.forget()?,
@@ -176,15 +203,27 @@ impl Daemon {
         }
     }
 
-    async fn open_log(&self, identity: &Arc<Identity>) -> Result<(Arc<dyn Log>, Client), StartError> {
-        let client = Client::new(Arc::clone(identity));
+    async fn open_store(&self, identity: &Identity) -> Result<consensus::Store, StartError> {
         let id = NodeId(identity.node_id());
         let folder = self.home.make_log_dir()?;
         let opened = tokio::task::spawn_blocking(move || consensus::Store::open(&folder, id, None));
-        let store = match opened.await {
-            Ok(store) => store?,
+        match opened.await {
+            Ok(store) => Ok(store?),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
+        }
+    }
+
+    async fn open_log(&self, identity: &Arc<Identity>) -> Result<(Arc<dyn Log>, Client), StartError> {
+        let store = self.open_store(identity).await?;
+        self.start_log(identity, store).await
+    }
+
+    async fn start_log(
+        &self,
+        identity: &Arc<Identity>,
+        store: consensus::Store,
+    ) -> Result<(Arc<dyn Log>, Client), StartError> {
+        let client = Client::new(Arc::clone(identity));
         let config = consensus::Config { caretaker: self.home.is_witness(), ..consensus::Config::default() };
         let log = consensus::start(store, config, Arc::new(Wire(client.clone()))).await?;
         Ok((log, client))
@@ -234,8 +273,10 @@ impl Daemon {
         duties.spawn(self.essential("leading", crate::office::lead(Arc::clone(&member))));
         duties.spawn(self.essential("reporting this boot", crate::member::report_boot(Arc::clone(&member))));
         duties.spawn(watch_log(Arc::clone(&member), self.failed.clone()));
-        let watcher = tokio::spawn(watch_membership(Arc::downgrade(self), Arc::clone(&member)));
-        *self.phase.write().await = Some(Inside { member, server, api, keeper, duties, watcher });
+        let mut watchers = JoinSet::new();
+        watchers.spawn(watch_membership(Arc::downgrade(self), Arc::clone(&member)));
+        watchers.spawn(watch_incarnation(Arc::downgrade(self), Arc::clone(&member)));
+        *self.phase.write().await = Some(Inside { member, server, api, keeper, duties, watchers });
         Ok(())
     }
 
@@ -288,7 +329,7 @@ impl Daemon {
 
     /// Stops being a member.
     async fn stop(&self, mut inside: Inside) {
-        inside.watcher.abort();
+        inside.watchers.abort_all();
         inside.duties.shutdown().await;
         self.agent.set_keeper(None).await;
         if let Some(keeper) = &inside.keeper {
@@ -312,6 +353,196 @@ impl Daemon {
             _ = ending.wait_for(|ending| *ending) => Err(Failure::failed("The daemon of this node is being stopped")),
             outcome = change => outcome,
         }
+    }
+
+    /// Goes on with the cluster that the node is in. Who would lead alone first asks the others whether they went on without
+    /// it: nobody else could stop it.
+    async fn go_on(self: &Arc<Self>, identity: Arc<Identity>) -> Result<(), StartError> {
+        let store = self.open_store(&identity).await?;
+        let held = consensus::held(&store).map_err(StartError::Rejoin)?;
+        let id = NodeId(identity.node_id());
+        if held.voters == BTreeSet::from([id]) && held.state.nodes.len() > 1 {
+            let own = Greeting::new(held.incarnation, &held.state);
+            let client = Client::new(Arc::clone(&identity));
+            let answers = greet_all(&client, &own, &held.state, id, self.config.node_port, GREETING).await;
+            let verdict = rejoin::judge(&own, &held.state, id, &self.config.boot, held.highest_seen, &answers);
+            if verdict != Verdict::GoOn {
+                drop(store);
+                return self.yield_to(identity, &held, verdict).await;
+            }
+        }
+        let log = self.start_log(&identity, store).await?;
+        self.enter(identity, log).await
+    }
+
+    /// Does what the verdict on a member of an older incarnation says. Nothing of the log is open.
+    fn yield_to<'a>(
+        self: &'a Arc<Self>,
+        identity: Arc<Identity>,
+        held: &'a consensus::Held,
+        verdict: Verdict,
+    ) -> BoxFuture<'a, Result<(), StartError>> {
+        async move {
+            let n = held.incarnation.n;
+            match verdict {
+                Verdict::GoOn => {
+                    let log = self.open_log(&identity).await?;
+                    self.enter(identity, log).await
+                }
+                Verdict::Rejoin { into, fork_point } => {
+                    let (dir, keep) = (self.home.make_log_dir()?, self.home.saved_log(n));
+                    let id = NodeId(identity.node_id());
+                    let surplus =
+                        consensus::discard(&dir, id, into, fork_point, &keep).await.map_err(StartError::Rejoin)?;
+                    tracing::warn!(
+                        from = n,
+                        into = into.n,
+                        kept = %keep.display(),
+                        "the cluster went on without this node, which was off: its own log is kept, and it joins again"
+                    );
+                    let path = self.home.surplus(n);
+                    rejoin::report(&path, &surplus).map_err(home::failed("write", &path))?;
+                    let log = self.open_log(&identity).await?;
+                    self.enter(identity, log).await
+                }
+                Verdict::Conflict(why) => {
+                    rejoin::pause_guests(&self.agent).await;
+                    self.stand_apart(held, &identity, why).await;
+                    Ok(())
+                }
+                Verdict::Wait(why) => {
+                    self.stand_apart(held, &identity, why).await;
+                    tokio::spawn(wait_for_others(Arc::downgrade(self), identity, held.clone()));
+                    Ok(())
+                }
+            }
+        }
+        .boxed()
+    }
+
+    async fn stand_apart(&self, held: &consensus::Held, identity: &Identity, why: String) {
+        tracing::error!(why, "this node is kept out of its cluster");
+        let state = &held.state;
+        let status = NodeStatus {
+            version: crate::VERSION.into(),
+            node: Some(state.node_name(NodeId(identity.node_id()))),
+            cluster: state.cluster.as_ref().map(|cluster| cluster.name.clone()),
+            master: state.office.map(|office| state.node_name(office.node)),
+            has_master: false,
+            incarnation: held.incarnation.n,
+            term: state.office.map_or(0, |office| office.term),
+            voters: held.voters.iter().map(|id| state.node_name(*id)).collect(),
+        };
+        *self.apart.lock().await = Some(Apart { why, status });
+    }
+
+    /// A member met one of a newer incarnation.
+    async fn overtaken(self: &Arc<Self>, member: &Arc<Member>, met: (NodeId, Greeting)) -> Result<(), StartError> {
+        let _changing = self.changing.lock().await;
+        let _between = Between::new(&self.between);
+        let left = self.phase.write().await.take_if(|inside| Arc::ptr_eq(&inside.member, member));
+        let Some(inside) = left else { return Ok(()) };
+        let own = Greeting::of(member);
+        let state = member.state();
+        let verdict = rejoin::judge(&own, &state, member.id, &self.config.boot, met.1.incarnation.n, &[met]);
+        if matches!(verdict, Verdict::Conflict(_)) {
+            rejoin::pause_guests(&self.agent).await;
+        }
+        let held = consensus::Held {
+            incarnation: own.incarnation,
+            highest_seen: own.incarnation.n,
+            state: State::clone(&state),
+            voters: member.log.status().voters,
+        };
+        self.stop(inside).await;
+        self.yield_to(Arc::clone(&member.identity), &held, verdict).await
+    }
+
+    /// Answers [`Request::Recover`].
+    async fn recover(
+        self: &Arc<Self>,
+        member: &Arc<Member>,
+        off: &[String],
+        commit: bool,
+    ) -> Result<Recovery, Failure> {
+        if !commit {
+            return look::look(member).await;
+        }
+        // In a task of its own: who asked may go away, and this must not stop half-way.
+        let (daemon, off) = (Arc::clone(self), off.to_vec());
+        match tokio::spawn(async move { daemon.recover_now(&off).await }).await {
+            Ok(outcome) => outcome,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Makes this node the master alone, in a new incarnation of the cluster (protocol, section 11).
+    async fn recover_now(self: &Arc<Self>, off: &[String]) -> Result<Recovery, Failure> {
+        let _changing = self.changing.lock().await;
+        let Some(member) = self.member().await.filter(|_| !*self.ending.borrow()) else {
+            return Err(Failure::failed("This node has left its cluster, or its daemon is being stopped"));
+        };
+        let mut found = look::look(&member).await?;
+        let off = look::permit(&member.state(), &found, off)?;
+        let _between = Between::new(&self.between);
+        let Some(inside) = self.phase.write().await.take() else {
+            return Err(Failure::failed("This node has left its cluster"));
+        };
+        self.stop(inside).await;
+        let recovered = self.found_anew(&member, off).await;
+        let entered = async {
+            let log = self.open_log(&member.identity).await?;
+            self.enter(Arc::clone(&member.identity), log).await
+        };
+        if let Err(error) = entered.await {
+            let text = format!("this node could not go on with its log: {}", crate::chain(&error));
+            self.failed.send_replace(Some(text.clone()));
+            return Err(Failure::failed(text));
+        }
+        let incarnation = recovered?;
+        found.incarnation = Some(incarnation);
+        let Some(member) = self.member().await else {
+            return Err(Failure::failed("this node has left its cluster at once"));
+        };
+        let mut offices = member.office.subscribe();
+        match tokio::time::timeout(OFFICE, offices.wait_for(Option::is_some)).await {
+            Ok(Ok(_)) => {}
+            _ => {
+                return Err(Failure::failed(format!(
+                    "This node goes on alone now, in incarnation {incarnation} of the cluster, but is not in office after {} s; \
+                     its daemon's log says why",
+                    OFFICE.as_secs()
+                )));
+            }
+        }
+        let mut views = member.log.watch();
+        let holds = views.wait_for(|view| view.state.address_owner == Some(member.id));
+        // It is kept trying for; nothing else waits for it.
+        drop(tokio::time::timeout(ADDRESS, holds).await);
+        Ok(found)
+    }
+
+    async fn found_anew(&self, member: &Member, off: Vec<NodeId>) -> Result<u64, Failure> {
+        let failed =
+            |error: &dyn std::error::Error| Failure::failed(format!("Nothing was changed: {}", crate::chain(error)));
+        let dir = self.home.make_log_dir().map_err(|error| failed(&error))?;
+        let names: Vec<String> = off.iter().map(|id| member.state().node_name(*id)).collect();
+        let recovered = consensus::recover(&dir, member.id, Uuid::new_v4(), off, now()).await;
+        let recovered = recovered.map_err(|error| failed(&error))?;
+        tracing::warn!(
+            incarnation = recovered.incarnation.n,
+            fork_point = recovered.fork_point.index,
+            off = names.join(", "),
+            "goes on alone, by an operator's order"
+        );
+        Ok(recovered.incarnation.n)
+    }
+
+    /// Waits until the node is not between two incarnations.
+    async fn settled(&self) {
+        let mut between = self.between.subscribe();
+        // The sender lives as long as this daemon.
+        let _ = between.wait_for(|between| !*between).await;
     }
 
     async fn member(&self) -> Option<Arc<Member>> {
@@ -419,6 +650,60 @@ impl Daemon {
     }
 }
 
+/// The time between leaving one incarnation of the cluster and entering another.
+struct Between<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Between<'a> {
+    fn new(between: &'a watch::Sender<bool>) -> Self {
+        between.send_replace(true);
+        Self(between)
+    }
+}
+
+impl Drop for Between<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
+/// Watches for members of a newer incarnation of the cluster.
+async fn watch_incarnation(daemon: Weak<Daemon>, member: Arc<Member>) {
+    let met = member.is_overtaken().await;
+    // In a task of its own: leaving ends this one.
+    tokio::spawn(async move {
+        let Some(daemon) = daemon.upgrade() else { return };
+        if let Err(error) = daemon.overtaken(&member, met).await {
+            daemon.failed.send_replace(Some(crate::chain(&error)));
+        }
+    });
+}
+
+/// Asks the others until one of the newer incarnation answers, and joins that.
+async fn wait_for_others(daemon: Weak<Daemon>, identity: Arc<Identity>, held: consensus::Held) {
+    let id = NodeId(identity.node_id());
+    let own = Greeting::new(held.incarnation, &held.state);
+    let client = Client::new(Arc::clone(&identity));
+    loop {
+        tokio::time::sleep(GREET_AGAIN).await;
+        let Some(daemon) = daemon.upgrade() else { return };
+        let answers = greet_all(&client, &own, &held.state, id, daemon.config.node_port, GREETING).await;
+        let verdict = rejoin::judge(&own, &held.state, id, &daemon.config.boot, held.highest_seen, &answers);
+        if matches!(verdict, Verdict::Wait(_)) {
+            continue;
+        }
+        let _changing = daemon.changing.lock().await;
+        if *daemon.ending.borrow() {
+            return;
+        }
+        let _between = Between::new(&daemon.between);
+        *daemon.apart.lock().await = None;
+        if let Err(error) = daemon.yield_to(identity, &held, verdict).await {
+            daemon.failed.send_replace(Some(crate::chain(&error)));
+        }
+        return;
+    }
+}
+
 /// Reports a log that has stopped for good. A member without one is of no use to anybody.
 async fn watch_log(member: Arc<Member>, failed: watch::Sender<Option<String>>) {
     let mut statuses = member.log.watch_status();
@@ -429,7 +714,7 @@ async fn watch_log(member: Arc<Member>, failed: watch::Sender<Option<String>>) {
 }
 
 /// Watches for the end of this node's membership, and closes the connections of those whose membership ended.
-async fn watch_membership(daemon: std::sync::Weak<Daemon>, member: Arc<Member>) {
+async fn watch_membership(daemon: Weak<Daemon>, member: Arc<Member>) {
     let mut views = member.log.watch();
     let mut known = BTreeSet::new();
     loop {
@@ -470,6 +755,10 @@ async fn watch_membership(daemon: std::sync::Weak<Daemon>, member: Arc<Member>) 
     });
 }
 
+fn to_json<T: serde::Serialize>(reply: &T) -> Result<Value, Failure> {
+    serde_json::to_value(reply).map_err(|error| Failure::failed(format!("the answer can't be written: {error}")))
+}
+
 fn already_initialised() -> Failure {
     Failure::refused(ErrorCode::WrongState, "Cluster is already initialised")
 }
@@ -481,7 +770,18 @@ struct Door(Arc<Daemon>);
 impl Handle for Door {
     async fn call(&self, request: Request, user: &str) -> Result<Value, Failure> {
         let daemon = &self.0;
-        match (&request, daemon.member().await) {
+        daemon.settled().await;
+        let member = daemon.member().await;
+        if member.is_none()
+            && let Some(apart) = &*daemon.apart.lock().await
+        {
+            return match request {
+                Request::Status => to_json(&apart.status),
+                _ => Err(Failure::no_master(apart.why.clone())),
+            };
+        }
+        match (&request, member) {
+            (Request::Recover { off, commit }, Some(member)) => to_json(&daemon.recover(&member, off, *commit).await?),
             (Request::Join(join), _) => daemon.unless_ending(daemon.join(join)).await.map(|()| Value::Null),
             (Request::Init(_), Some(member)) if !member.is_leaving() => Err(already_initialised()),
             (Request::Init(init), _) => daemon.unless_ending(daemon.init(init)).await.map(|()| Value::Null),
@@ -497,7 +797,7 @@ impl Handle for Door {
                     term: 0,
                     voters: Default::default(),
                 };
-                serde_json::to_value(outside).map_err(|error| Failure::failed(error.to_string()))
+                to_json(&outside)
             }
             (_, None) => Err(Failure::not_a_cluster()),
         }

@@ -118,6 +118,7 @@ mod tests {
             holding: false,
             suspended: false,
             failed: None,
+            held: None,
         }
     }
 

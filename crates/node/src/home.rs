@@ -4,7 +4,7 @@
 //! nothing. So a crash at any moment leaves a node that is either in or out.
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ impl Home {
     }
 
     fn identity_dir(&self) -> PathBuf {
-        self.dir.join("identity")
+        identity_dir(&self.dir)
     }
 
     /// Where an identity goes that was given up, until it is removed.
@@ -68,6 +68,16 @@ impl Home {
         Ok(path)
     }
 
+    /// Where the log of an older incarnation of the cluster is kept that this node has given up.
+    pub fn saved_log(&self, incarnation: u64) -> PathBuf {
+        self.dir.join(format!("log.{incarnation}.saved"))
+    }
+
+    /// Where it is written down what such a log had and the cluster has not.
+    pub fn surplus(&self, incarnation: u64) -> PathBuf {
+        self.dir.join(format!("log.{incarnation}.beyond"))
+    }
+
     /// Whether this node is a witness, as far as it knows.
     pub fn is_witness(&self) -> bool {
         self.witness_mark().exists()
@@ -107,14 +117,49 @@ impl Home {
     }
 }
 
+/// Where a node's identity is in its state directory.
+pub fn identity_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("identity")
+}
+
+/// The file that is locked where two daemons may not share a folder.
+pub fn lock_file(dir: &Path) -> PathBuf {
+    dir.join("lock")
+}
+
 /// Locks a folder that two daemons may not share.
 pub fn lock(dir: &Path) -> Result<File, StartError> {
-    let path = dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+    let path = lock_file(dir);
+    match try_lock(&path) {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) => Err(StartError::InUse(dir.to_owned())),
+        Err(source) => Err(failed("lock", &path)(source)),
+    }
+}
+
+/// Locks a file that is there for that, and writes down who did. `None`: somebody has it.
+pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StartError::InUse(dir.to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(Some(file))
+}
+
+/// Who has [locked](try_lock) a file, if somebody has: the process, if it has come to write that down.
+pub fn holder(path: &Path) -> io::Result<Option<Option<i32>>> {
+    let file = match File::options().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(Some(io::read_to_string(file)?.trim().parse().ok())),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -178,6 +223,18 @@ mod tests {
         assert!(matches!(Home::open(dir.path()), Err(StartError::InUse(path)) if path == dir.path()));
         drop(first);
         Home::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn who_has_a_lock_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = lock_file(dir.path());
+        assert_eq!(holder(&path).unwrap(), None);
+        let file = lock(dir.path()).unwrap();
+        assert_eq!(holder(&path).unwrap(), Some(Some(std::process::id() as i32)));
+        assert!(try_lock(&path).unwrap().is_none());
+        drop(file);
+        assert_eq!(holder(&path).unwrap(), None, "who had it before is nobody");
     }
 
     #[test]

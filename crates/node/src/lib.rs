@@ -20,6 +20,7 @@ mod joining;
 mod member;
 mod migration;
 mod office;
+mod recovery;
 mod requests;
 mod tables;
 mod transport;

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::home::Home;
 use crate::migration::{self, Shipment};
 use crate::office::Office;
+use crate::recovery::greeting::{self, Greeting, Relation};
 use crate::transport::RAFT_PATH;
 
 /// Paths on the port between nodes.
@@ -72,6 +73,10 @@ pub struct Member {
     gate: Mutex<Gate>,
     /// Set when this node has to forget the cluster.
     leave: watch::Sender<bool>,
+    /// Set when a member of a newer incarnation of the cluster was met.
+    overtaken: watch::Sender<Option<(NodeId, Greeting)>>,
+    /// Names of nodes that went apart from this one by a forced recovery of their own: an operator decides who stays.
+    apart: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Member {
@@ -94,6 +99,8 @@ impl Member {
             office: watch::Sender::new(None),
             gate: Mutex::default(),
             leave: watch::Sender::new(false),
+            overtaken: watch::Sender::new(None),
+            apart: Mutex::default(),
         })
     }
 
@@ -123,6 +130,55 @@ impl Member {
     /// Makes [`Self::told_to_leave`] resolve.
     pub fn tell_to_leave(&self) {
         self.leave.send_replace(true);
+    }
+
+    /// Resolves when a member of a newer incarnation of the cluster was met, with its greeting.
+    pub async fn is_overtaken(&self) -> (NodeId, Greeting) {
+        let mut overtaken = self.overtaken.subscribe();
+        match overtaken.wait_for(Option::is_some).await.map(|met| met.clone()) {
+            Ok(Some(met)) => met,
+            // The sender lives as long as this member.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Takes note of another member's greeting.
+    pub fn meet(&self, peer: NodeId, theirs: Greeting) {
+        match Greeting::of(self).relation(&theirs) {
+            Relation::Same | Relation::Older => {}
+            Relation::Newer(_) => {
+                self.overtaken.send_if_modified(|met| {
+                    let first = met.is_none();
+                    met.get_or_insert((peer, theirs));
+                    first
+                });
+            }
+            Relation::Fork => {
+                let first = self.apart.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
+                if first {
+                    tracing::error!(
+                        name = self.state().node_name(peer),
+                        "the cluster was recovered by force on both sides"
+                    );
+                }
+            }
+        }
+    }
+
+    /// What an operator has to decide about other nodes.
+    pub fn conflicts(&self) -> Vec<String> {
+        let state = self.state();
+        let apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let text = |node: NodeId| {
+            format!(
+                "node '{0}' went on apart from node '{1}', both by 'master-failover --no-voting'. They refuse each other. \
+                 Decide who stays; on the other one stop the daemon and clear its state directory, then \
+                 'gnt-node remove {0}' and 'gnt-node add {0}'",
+                state.node_name(node),
+                self.name()
+            )
+        };
+        apart.into_iter().filter(|node| state.nodes.contains_key(node)).map(text).collect()
     }
 
     /// Whether this node is about to forget the cluster.
@@ -452,6 +508,10 @@ impl rpc::Service for PeerService {
             PROPOSE_PATH => {
                 let asked = member.open_letter(&body)?;
                 rpc::server::to_json(&authority::propose_for(member, NodeId(peer.node), asked).await?)
+            }
+            greeting::PATH => {
+                member.meet(NodeId(peer.node), rpc::server::from_json(&body)?);
+                rpc::server::to_json(&Greeting::of(member))
             }
             READ_PATH => {
                 let millis = member.open_letter(&body)?;

@@ -99,7 +99,13 @@ async fn serve(member: Arc<Member>, term: u64) {
     member.office.send_replace(Some(Arc::clone(&office)));
     let _term = Term(&member);
     let runner = Runner::new(Arc::clone(&office) as Arc<dyn World>);
-    tokio::join!(runner.run(), office.keep_address(), office.keep_members(), office.keep_queue());
+    tokio::join!(
+        runner.run(),
+        office.keep_address(),
+        office.keep_members(),
+        office.keep_queue(),
+        crate::recovery::welcome::welcome(&member)
+    );
 }
 
 async fn take(member: &Arc<Member>, term: u64) -> Option<Arc<Office>> {

@@ -105,16 +105,42 @@ pub fn no_master(member: &Member) -> Failure {
     let state = member.state();
     let status = member.log.status();
     let last = match state.office {
-        Some(office) if office.node == member.id => "this node was the last master".to_owned(),
-        Some(office) => format!("the last master was '{}'", state.node_name(office.node)),
+        Some(office) if office.node == member.id => "this node was the last one".to_owned(),
+        Some(office) => format!("the last one was '{}', and it does not answer", state.node_name(office.node)),
         None => "there has been none yet".into(),
     };
     let voters: Vec<String> = names(&state, &status.voters).into_iter().collect();
+    let alone = match state.nodes.get(&member.id).is_some_and(|own| own.may_be_master()) {
+        true => {
+            " If all other nodes are surely off, and can't be started, type 'gnt-cluster master-failover --no-voting' here: \
+             it says what may be lost, asks, and makes this node the master alone."
+        }
+        false => "",
+    };
     Failure::no_master(format!(
-        "No master: {last}, and no majority of the voting nodes ({}) answers. Nothing was changed. \
-         Start the missing nodes or mend their network, then try again.",
+        "No master: {last}; no majority of the voting nodes ({}) answers. Nothing was changed. \
+         Start the missing nodes or mend their network, then try again.{alone}",
         voters.join(", ")
     ))
+}
+
+/// The refusal to make this node the master at all.
+pub fn no_candidate(state: &State) -> Failure {
+    let candidates: Vec<&str> =
+        state.nodes.values().filter(|node| node.may_be_master()).map(|node| node.name.as_str()).collect();
+    Failure::refused(
+        ErrorCode::WrongState,
+        format!(
+            "This node is not among the nodes marked as master candidates. Only these nodes can become masters. \
+             Current list of master candidates is: {}",
+            candidates.join(" ")
+        ),
+    )
+}
+
+/// Whether this node is the master, and a majority follows it.
+pub fn is_master(member: &Member) -> bool {
+    member.log.status().leader == Some(member.id) && has_master(member, &member.state())
 }
 
 /// Whether somebody in office is followed, as far as this node knows. A leader that is cut off goes on calling itself one,
@@ -127,7 +153,7 @@ fn has_master(member: &Member, state: &State) -> bool {
 }
 
 /// What this node is.
-fn status(member: &Member) -> NodeStatus {
+pub fn status(member: &Member) -> NodeStatus {
     let state = member.state();
     let log = member.log.status();
     NodeStatus {
@@ -148,16 +174,7 @@ async fn master_failover(member: &Arc<Member>) -> Result<(), Failure> {
     let name = member.name();
     let own = state.nodes.get(&member.id).ok_or_else(|| Failure::unknown("Node", &name))?;
     if !own.may_be_master() {
-        let candidates: Vec<&str> =
-            state.nodes.values().filter(|node| node.may_be_master()).map(|node| node.name.as_str()).collect();
-        return Err(Failure::refused(
-            ErrorCode::WrongState,
-            format!(
-                "This node is not among the nodes marked as master candidates. Only these nodes can become masters. \
-                 Current list of master candidates is: {}",
-                candidates.join(" ")
-            ),
-        ));
+        return Err(no_candidate(&state));
     }
     let leader = find_master(member, Instant::now() + MASTER_PATIENCE).await?;
     if leader == member.id && !has_master(member, &member.state()) {

@@ -1,6 +1,6 @@
 //! How mirrored disks are: what `/proc/drbd` showed, and what the cluster's log says besides.
 
-use model::{DiskId, ReplicaId, RunId};
+use model::{DiskId, ReplicaId, RunId, Version};
 use serde::{Deserialize, Serialize};
 
 /// A mirrored disk, with what each of its nodes says.
@@ -66,6 +66,10 @@ pub struct ReplicaReport {
     pub suspended: bool,
     /// Why it can't be used, if it can't.
     pub failed: Option<String>,
+    /// Up to which version of the disk's record it has followed: what a forced promotion needs to know. `None` while its
+    /// content is no state of the disk, or can't be read.
+    #[serde(default)]
+    pub held: Option<Version>,
 }
 
 /// Another replica, as one sees it.

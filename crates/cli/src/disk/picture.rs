@@ -264,6 +264,7 @@ mod tests {
             holding: false,
             suspended: false,
             failed: None,
+            held: None,
         }
     }
 

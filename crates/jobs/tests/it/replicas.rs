@@ -209,6 +209,7 @@ impl Machine {
             holding: false,
             suspended: false,
             failed: None,
+            held: None,
         })
     }
 }

@@ -119,6 +119,9 @@ pub struct ReplicaStatus {
     pub suspended: bool,
     /// Why it can't be used, if it can't.
     pub failed: Option<String>,
+    /// The version under which it last applied or acknowledged anything; `None` while its content is no state of the disk,
+    /// or can't be read.
+    pub held: Option<Version>,
 }
 
 impl ReplicaStatus {
@@ -164,6 +167,7 @@ impl ReplicaStatus {
             holding: status.is_some_and(|status| status.holding),
             suspended: progress.suspended,
             failed: progress.failed.clone(),
+            held: status.filter(|status| status.consistent && !status.failed).map(|status| status.ver),
         }
     }
 }

@@ -38,6 +38,7 @@ fn report(state: &State, status: ReplicaStatus) -> ReplicaReport {
         holding: status.holding,
         suspended: status.suspended,
         failed: status.failed,
+        held: status.held,
     }
 }
 
