@@ -263,7 +263,9 @@ impl Lab {
         let change = NodeChange { master_candidate: Some(false), ..NodeChange::default() };
         lab.apply(vec![Command::ModifyNode { node: NodeId(4), change }]).unwrap();
         for number in 1..=4 {
-            lab.boot(NodeId(number));
+            let node = NodeId(number);
+            lab.boot(node);
+            lab.apply(vec![Command::Arm { node, life: lab.state().nodes[&node].life }]).unwrap();
         }
         Arc::new(lab)
     }

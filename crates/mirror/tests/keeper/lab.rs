@@ -229,6 +229,8 @@ impl Lab {
         let previous = self.log.state().nodes[&id].life;
         let boot = self.boot_name(node);
         self.log.run(vec![Command::JoinNode { node: id, boot, previous, runs: Vec::new() }]);
+        let life = self.log.state().nodes[&id].life;
+        self.log.run(vec![Command::Arm { node: id, life }]);
     }
 
     /// Starts a node's keeper.

@@ -63,7 +63,10 @@ impl Log {
             log.must(Command::AddNode { token });
         }
         for node in 0..nodes {
-            log.join(node, boot_name(node, 0), Vec::new());
+            let life = log.join(node, boot_name(node, 0), Vec::new());
+            if mode == MirrorMode::Strict {
+                log.must(Command::Arm { node: node_id(node), life });
+            }
         }
         let replicas = (0..nodes).map(|node| (rid(node), node_id(node), boot_name(node, 0)));
         let disk = Disk {

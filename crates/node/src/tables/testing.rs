@@ -132,7 +132,9 @@ pub fn cluster() -> State {
     }
     for number in 1..=3 {
         let boot = format!("boot{number}");
-        run(&mut state, Command::JoinNode { node: NodeId(number), boot, previous: Life(0), runs: Vec::new() });
+        let node = NodeId(number);
+        run(&mut state, Command::JoinNode { node, boot, previous: Life(0), runs: Vec::new() });
+        run(&mut state, Command::Arm { node, life: state.nodes[&node].life });
     }
     for (number, primary, mib, disk_mib) in [(1, 1, 256, 10240), (2, 1, 128, 4096), (3, 2, 64, 0), (10, 1, 64, 2048)] {
         run(&mut state, Command::AddInstance(Box::new(instance(number, primary, mib, disk_mib))));
