@@ -334,9 +334,6 @@ impl Guard {
 
     /// Ends what was stopped for too long.
     fn park(&mut self, out: &mut Vec<Effect>) {
-        if self.identity.is_none() {
-            return;
-        }
         let now = self.now;
         let over = |run: &Run| self.parked_until(run).is_some_and(|until| now >= until);
         let parked = self.runs.iter().filter(|(_, run)| over(run)).map(|(id, _)| *id).collect();
@@ -350,7 +347,7 @@ impl Guard {
     fn parked_until(&self, run: &Run) -> Option<Now> {
         let park = if self.broken.is(Mutant::ContinuedOnTimeout) { self.times.lease } else { self.times.park };
         match run.phase {
-            Phase::Stopped { since, .. } if run.protected => Some(since + park),
+            Phase::Stopped { since, .. } if run.protected && self.identity.is_some() => Some(since + park),
             _ => None,
         }
     }
