@@ -35,7 +35,7 @@ impl Fault {
     }
 
     /// How long after it something was recorded; `None`: it was before.
-    fn until(self, record: &Record) -> Option<Duration> {
+    pub fn until(self, record: &Record) -> Option<Duration> {
         record.at.0.checked_sub(self.wall).map(Duration::from_micros)
     }
 }
@@ -113,13 +113,7 @@ impl Watched {
 }
 
 /// What the cluster has recorded of the takeover of `instance` from `node`, asked on another node; waits until it is there.
-pub(crate) fn recorded(
-    lab: &Lab,
-    seen_by: &str,
-    node: &str,
-    instance: &str,
-    fault: Fault,
-) -> anyhow::Result<Recorded> {
+pub(crate) fn recorded(lab: &Lab, seen_by: &str, node: &str, instance: &str, fault: Fault) -> anyhow::Result<Recorded> {
     let api = Api::of(&lab.node(seen_by)?)?;
     // While a new master comes into office there is no answer.
     let records = |name: &str| -> Vec<(Duration, Happening)> {

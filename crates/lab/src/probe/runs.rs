@@ -71,7 +71,8 @@ impl RunWatch {
     /// Begins to look. What runs then is reported as beginning to run.
     pub fn start(lab: &Lab) -> Result<RunWatch, Error> {
         let (shared, stop) = (Arc::new(Shared::default()), Arc::new(AtomicBool::new(false)));
-        let mut watcher = Watcher { lab: lab.again(), shared: Arc::clone(&shared), known: vec![], dull: BTreeMap::new() };
+        let mut watcher =
+            Watcher { lab: lab.again(), shared: Arc::clone(&shared), known: vec![], dull: BTreeMap::new() };
         watcher.search();
         let end = Arc::clone(&stop);
         let thread = thread::spawn(move || {

@@ -11,3 +11,6 @@ mod migration;
 mod mirrors;
 mod moves;
 mod support;
+mod takeover;
+mod torture;
+mod vigil;

@@ -67,11 +67,22 @@ pub fn up(nodes: u8, witness: bool) -> Cluster {
     Cluster { lab, _lock: lock }
 }
 
-/// A cluster of that many nodes, with node01 as its master.
+/// A cluster of that many nodes, with node01 as its master. Its leases are long: a machine that is busy with something
+/// else is not to be taken for a node that dies.
 pub fn formed(nodes: u8, witness: bool) -> Cluster {
+    formed_with(nodes, witness, &["--lease=5000"])
+}
+
+/// One with leases as they are by default, for tests of failover.
+pub fn formed_for_failover(nodes: u8, witness: bool) -> Cluster {
+    formed_with(nodes, witness, &[])
+}
+
+fn formed_with(nodes: u8, witness: bool, options: &[&str]) -> Cluster {
     let cluster = up(nodes, witness);
     let parameters = Guests::find().unwrap().parameters();
-    cluster.form(&["--enabled-hypervisors=kvm,fake", "--master-netdev=br0", "-H", &parameters]).expect("a cluster");
+    let usual = ["--enabled-hypervisors=kvm,fake", "--master-netdev=br0", "-H", &parameters];
+    cluster.form(&[&usual, options].concat()).expect("a cluster");
     cluster
 }
 
@@ -140,18 +151,19 @@ impl Cluster {
         Api::of(&self.node(on).ok()?).ok()?.call(&Request::Disks { names: Vec::new() }).ok()
     }
 
+    /// Whether both replicas of each mirrored disk hold everything.
+    pub fn is_in_sync(&self, on: &str) -> bool {
+        self.disk_reports(on).is_some_and(|disks| disks.iter().all(is_in_sync))
+    }
+
     /// Waits until both replicas of each mirrored disk hold everything.
     #[track_caller]
     pub fn wait_for_sync(&self, on: &str) {
         let mut seen = None;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let good = |disk: &DiskReport| {
-                let state = |replica: &opcodes::disks::NodeReplica| Some(replica.report.as_ref()?.state.clone());
-                disk.in_sync.len() == 2 && disk.replicas.iter().all(|it| state(it).as_deref() == Some("UpToDate"))
-            };
             if let Some(disks) = self.disk_reports(on) {
-                if disks.iter().all(good) {
+                if disks.iter().all(is_in_sync) {
                     return;
                 }
                 seen = Some(disks);
@@ -255,6 +267,11 @@ impl Cluster {
     }
 }
 
+fn is_in_sync(disk: &DiskReport) -> bool {
+    let state = |replica: &opcodes::disks::NodeReplica| Some(replica.report.as_ref()?.state.clone());
+    disk.in_sync.len() == 2 && disk.replicas.iter().all(|it| state(it).as_deref() == Some("UpToDate"))
+}
+
 /// A point at which a daemon waits, until this is dropped.
 pub struct Hold {
     file: PathBuf,
@@ -333,8 +350,13 @@ impl Random {
         Random(seed)
     }
 
+    /// A whole number, less than `count`.
+    pub fn below(&mut self, count: usize) -> usize {
+        (self.next() * count as f64) as usize
+    }
+
     /// From 0 to 1.
-    fn next(&mut self) -> f64 {
+    pub fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -11,7 +11,9 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// Something with the command line of a guest, in as far as the lab looks at that.
 fn guest(node: &Node, name: &str) -> Running {
-    node.command(["sh", "-c", "while :; do sleep 0.05; done", &format!("guest={name},debug-threads=on")]).spawn().unwrap()
+    node.command(["sh", "-c", "while :; do sleep 0.05; done", &format!("guest={name},debug-threads=on")])
+        .spawn()
+        .unwrap()
 }
 
 #[test]
@@ -39,7 +41,9 @@ fn a_guest_is_stopped_continued_and_killed_by_its_name() {
     nodes[0].continue_part(&part).unwrap();
     runs("node01", true, second);
     watch
-        .wait("that vm1 runs twice", SOON, |seen| seen.twice.iter().find(|said| said.contains("vm1 runs twice")).cloned())
+        .wait("that vm1 runs twice", SOON, |seen| {
+            seen.twice.iter().find(|said| said.contains("vm1 runs twice")).cloned()
+        })
         .unwrap();
 
     nodes[1].kill_guest("vm1").unwrap();

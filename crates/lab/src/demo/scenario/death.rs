@@ -116,8 +116,7 @@ impl Scenario<'_> {
         fault: Fault,
     ) -> anyhow::Result<(TakenOver, Vec<History>)> {
         let zero = Duration::ZERO;
-        let mut all =
-            TakenOver { declared: zero, promoted: zero, started: zero, ping: zero, answer: zero, acked: 0 };
+        let mut all = TakenOver { declared: zero, promoted: zero, started: zero, ping: zero, answer: zero, acked: 0 };
         let mut histories = Vec::new();
         for guest in guests {
             let name = guest.name().to_owned();

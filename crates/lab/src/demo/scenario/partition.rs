@@ -103,11 +103,7 @@ impl Scenario<'_> {
             ms(gap),
             back.as_secs_f64()
         ));
-        Ok(Figures::from([
-            ("outdated_ms", ms(outdated)),
-            ("guest_gap_ms", ms(gap)),
-            ("in_sync_ms", ms(back)),
-        ]))
+        Ok(Figures::from([("outdated_ms", ms(outdated)), ("guest_gap_ms", ms(gap)), ("in_sync_ms", ms(back))]))
     }
 
     /// Waits until a node has no process of a guest any more.
@@ -141,7 +137,8 @@ fn stopped(seen: &Runs, guests: &[&Guest], node: &str, to: &str, since: Instant)
     let mut last = Duration::ZERO;
     for guest in guests {
         let name = guest.name;
-        let stopped = seen.first(name, node, false, since).with_context(|| format!("{name} was not stopped on {node}"))?;
+        let stopped =
+            seen.first(name, node, false, since).with_context(|| format!("{name} was not stopped on {node}"))?;
         let runs = seen.first(name, to, true, since).with_context(|| format!("{name} does not run on {to}"))?;
         ensure!(stopped < runs, "{name} ran on {to} before it was stopped on {node}");
         last = last.max(stopped - since);
