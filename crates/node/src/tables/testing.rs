@@ -134,7 +134,8 @@ pub fn cluster() -> State {
         let boot = format!("boot{number}");
         let node = NodeId(number);
         run(&mut state, Command::JoinNode { node, boot, previous: Life(0), runs: Vec::new() });
-        run(&mut state, Command::Arm { node, life: state.nodes[&node].life });
+        let life = state.nodes[&node].life;
+        run(&mut state, Command::Arm { node, life });
     }
     for (number, primary, mib, disk_mib) in [(1, 1, 256, 10240), (2, 1, 128, 4096), (3, 2, 64, 0), (10, 1, 64, 2048)] {
         run(&mut state, Command::AddInstance(Box::new(instance(number, primary, mib, disk_mib))));
