@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::options::JobOptions;
 use crate::parameters::{self, Named, Settings};
 use crate::session::Session;
-use crate::{disk, follow, listing, usage};
+use crate::{disk, follow, listing, recovery, usage};
 
 /// Version of the interface between nodes and of the configuration, in Ganeti's manner: 10000 is 0.1.0, 3000000 would be 3.0.0.
 const INTERFACE: &str = "10000";
@@ -50,7 +50,14 @@ pub(crate) enum Command {
     /// Ends successfully if there is a master that a majority follows
     MasterPing(NoArgs),
     /// Makes the node on which it is run the master
-    #[command(visible_alias = "masterfailover")]
+    #[command(
+        visible_alias = "masterfailover",
+        after_help = "Where a majority of the voting nodes is there, that is all. Where it is not, because the master died and \
+            there is no witness, --no-voting makes this node go on alone: all other nodes have to be off. It says first what \
+            may be lost, asks, and has the nodes named that are off.\n\n\
+            EXAMPLES\n  gnt-cluster master-failover\n  gnt-cluster master-failover --no-voting\n  \
+            gnt-cluster master-failover --no-voting --off=node02 --yes-do-it      in a script"
+    )]
     MasterFailover(MasterFailoverArgs),
     /// Makes sure that every node has the newest configuration
     RedistConf(RedistArgs),
@@ -113,6 +120,11 @@ pub(crate) struct InitArgs {
     /// How many nodes are master candidates at the most
     #[arg(short = 'C', long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     candidate_pool_size: Option<u32>,
+    /// How long a node's lease lasts, in milliseconds (500 to 60000; 1300 unless given). A node that has lost the others
+    /// stops its guests after it, and they are started elsewhere a little later: a longer lease rides out longer
+    /// disturbances of the network, and makes every takeover slower by as much. Example: --lease=3000
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(500..=60_000))]
+    lease: Option<u32>,
 }
 
 #[derive(Args)]
@@ -137,6 +149,12 @@ pub(crate) struct VerifyArgs {
 
 #[derive(Args)]
 pub(crate) struct MasterFailoverArgs {
+    /// Go on without the others, which have to be off: for when the master is gone and no majority of the voting nodes is left
+    #[arg(long)]
+    no_voting: bool,
+    /// Names of the nodes that are off: all others. For scripts; on a terminal they are asked for. Example: --off=node02
+    #[arg(long, value_name = "NODES", value_delimiter = ',', requires = "no_voting")]
+    off: Option<Vec<String>>,
     /// Answer yes to every question
     #[arg(long)]
     yes_do_it: bool,
@@ -185,8 +203,10 @@ impl Command {
             }
             Command::MasterFailover(args) => {
                 usage::none("master-failover", &args.args)?;
-                // Nothing is asked in this version: moving the role of a living master loses nothing.
-                let _ = args.yes_do_it;
+                if args.no_voting {
+                    return recovery::without_voting(session, args.off, args.yes_do_it).await;
+                }
+                // Nothing is asked: moving the role of a living master loses nothing.
                 session.client.call::<()>(&Request::MasterFailover).await?;
                 Ok(0)
             }
@@ -243,7 +263,7 @@ async fn init(session: &mut Session, args: InitArgs) -> Result<u8, Error> {
         nicparams: parameters::all(Some(NIC), &args.nic_parameters)?,
         file_storage_dir: args.file_storage_dir,
         candidate_pool_size: args.candidate_pool_size,
-        lease_ms: None,
+        lease_ms: args.lease,
     };
     session.client.call::<()>(&Request::Init(Box::new(init))).await?;
     Ok(0)

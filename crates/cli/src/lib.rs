@@ -27,6 +27,7 @@ mod node;
 mod options;
 mod os;
 mod parameters;
+mod recovery;
 mod session;
 mod terminal;
 mod usage;

@@ -166,9 +166,8 @@ fn the_master_role_moves() {
     let daemon = FakeDaemon::start(|_| Reply::Ok(Value::Null));
     daemon.run(&["gnt-cluster", "masterfailover"]).is(0, "", "");
     assert_eq!(daemon.asked(), [Request::MasterFailover]);
-    let done = alone(&["gnt-cluster", "master-failover", "--no-voting"]);
-    assert_eq!(done.code, 2);
-    assert!(done.err.ends_with("option --no-voting is not supported by this version of Cardume\n"), "{}", done.err);
+    let done = alone(&["gnt-cluster", "master-failover", "--off=node02"]);
+    assert_eq!(done.code, 2, "--off is for --no-voting: {}", done.err);
     let failure = Failure::refused(
         ErrorCode::WrongInput,
         "This commands must be run on the node where you want the new master to be. node1 is already the master",
@@ -185,11 +184,16 @@ fn the_master_role_moves() {
 fn a_cluster_is_made_and_ended() {
     let daemon = FakeDaemon::start(|_| Reply::Ok(Value::Null));
     let line = "gnt-cluster init --master-netdev=br0 --master-netmask 24 --enabled-hypervisors=kvm,fake \
-                --enabled-disk-templates=file,diskless -B memory=64 -H kvm:acpi=no -N link=br0 -C 3 cluster01";
+                --lease 3000 --enabled-disk-templates=file,diskless -B memory=64 -H kvm:acpi=no -N link=br0 -C 3 cluster01";
     daemon.run(&line.split_whitespace().collect::<Vec<_>>()).is(0, "", "");
     let asked = daemon.asked();
     let Request::Init(init) = &asked[0] else { panic!("{asked:?}") };
     assert_eq!((init.cluster_name.as_str(), init.master_netmask), ("cluster01", Some(24)));
+    assert_eq!(init.lease_ms, Some(3000));
+    for wrong in ["499", "60001"] {
+        let done = alone(&["gnt-cluster", "init", "--lease", wrong, "cluster01"]);
+        assert!(done.code == 2 && done.err.contains("500..=60000"), "{}", done.err);
+    }
     assert_eq!(init.enabled_disk_templates.as_ref().unwrap().len(), 2);
     assert_eq!(init.hvparams["kvm"]["acpi"].as_bool(), Some(false));
     assert_eq!(init.beparams["memory"].as_int(), Some(64));

@@ -19,6 +19,8 @@ const MAC_PREFIX: &str = "aa:00:00";
 const FILE_STORAGE_DIR: &str = "/srv/ganeti/file-storage";
 const CANDIDATE_POOL_SIZE: u32 = 10;
 const MAX_RUNNING_JOBS: u32 = 20;
+/// How long a lease may last, milliseconds.
+const LEASES: std::ops::RangeInclusive<u32> = 500..=60_000;
 /// How long a machine on the same network may take to answer. An address that nobody has is silent for longer.
 pub(crate) const PROBE: Duration = Duration::from_millis(300);
 
@@ -98,6 +100,15 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
     }
     let mac_prefix = init.mac_prefix.clone().unwrap_or_else(|| MAC_PREFIX.into()).to_ascii_lowercase();
     check_mac_prefix(&mac_prefix)?;
+    let lease_ms = init.lease_ms.unwrap_or(model::LEASE_MS);
+    if !LEASES.contains(&lease_ms) {
+        return Err(refused(format!(
+            "A lease of {lease_ms} ms is not in range [{}, {}]: a shorter one would end in every election, a longer one is no \
+             failover",
+            LEASES.start(),
+            LEASES.end()
+        )));
+    }
     let netmask = init.master_netmask.unwrap_or(NETMASK);
     if !(1..=32).contains(&netmask) {
         return Err(refused(format!("Netmask {netmask} is not in range [1, 32]")));
@@ -142,7 +153,7 @@ pub async fn prepare(config: &Config, init: &Init) -> Result<Founding, Failure> 
         os: BTreeMap::new(),
         drained: false,
         ha: true,
-        lease_ms: init.lease_ms.unwrap_or(model::LEASE_MS),
+        lease_ms,
         ca_certificate: ca.cert_pem(),
         ca_key: ca.to_pem(),
     };
