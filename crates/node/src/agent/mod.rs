@@ -2,6 +2,7 @@
 
 mod copy;
 mod disks;
+mod ends;
 mod guests;
 mod look;
 mod migration;
@@ -51,6 +52,8 @@ pub struct Agent {
 impl Agent {
     /// Gets to work: guests that an earlier daemon started are taken over.
     pub async fn start(config: Arc<Config>) -> Result<Arc<Self>, Failure> {
+        // First of all: taking guests over may last, and the guard waits for a sign of life.
+        let guard = GuardLink::start(&config.run_dir, ha::Times::default());
         let (uid, gid) = config.qemu_user;
         let qemu = Qemu::new(QemuConfig {
             binary: config.qemu.clone(),
@@ -81,7 +84,7 @@ impl Agent {
         Ok(Arc::new(Self {
             config,
             address: AddressKeeper::default(),
-            guard: GuardLink::new(),
+            guard,
             hypervisors,
             keeper: Mutex::default(),
             sends: Sends::default(),

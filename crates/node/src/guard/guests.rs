@@ -1,0 +1,153 @@
+//! The guests that the guard watches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hypervisor::Pidfd;
+use model::RunId;
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc;
+
+use super::process::Input;
+use super::wire::Watched;
+
+/// They, with handles on their processes.
+pub(super) struct Guests {
+    /// Where they are written down: the next guard takes them over before any daemon tells it.
+    path: PathBuf,
+    guests: BTreeMap<RunId, Guest>,
+    inbox: mpsc::UnboundedSender<Input>,
+}
+
+struct Guest {
+    watched: Watched,
+    /// `None`: without a process.
+    process: Option<Arc<Pidfd>>,
+    /// It may have been stopped by somebody before: it is told to go on with the next lease that lists it.
+    may_be_stopped: bool,
+}
+
+impl Guests {
+    /// None yet.
+    pub fn new(path: PathBuf, inbox: mpsc::UnboundedSender<Input>) -> Self {
+        Self { path, guests: BTreeMap::new(), inbox }
+    }
+
+    /// Those that the guard before this one watched, as far as they still live. Not taken yet.
+    pub fn left_behind(path: &Path) -> Vec<Watched> {
+        match std::fs::read(path) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                tracing::error!(%error, path = %path.display(), "what the guard before watched can't be read");
+                Vec::new()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                tracing::error!(%error, path = %path.display(), "what the guard before watched can't be read");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Watches a run from now on.
+    pub fn add(&mut self, watched: Watched) -> Result<(), String> {
+        let known = self.guests.get(&watched.run).filter(|guest| guest.watched.process == watched.process);
+        let process = match (known, &watched.process) {
+            (Some(guest), _) => guest.process.clone(),
+            (None, None) => None,
+            (None, Some(id)) => match id.open() {
+                Ok(Some(process)) => Some(self.follow(watched.run, process)),
+                Ok(None) => return Err(format!("process {} has ended", id.pid)),
+                Err(error) => return Err(format!("process {} can't be watched: {error}", id.pid)),
+            },
+        };
+        let guest = Guest { may_be_stopped: watched.protected, watched: watched.clone(), process };
+        let before = self.guests.insert(watched.run, guest);
+        if before.is_none_or(|before| before.watched != watched) {
+            self.save();
+        }
+        Ok(())
+    }
+
+    fn follow(&self, run: RunId, process: Pidfd) -> Arc<Pidfd> {
+        let process = Arc::new(process);
+        let (watched, inbox) = (Arc::clone(&process), self.inbox.clone());
+        tokio::spawn(async move {
+            // One that can't be watched is taken for alive.
+            if watched.exited().await.is_ok() {
+                let _ = inbox.send(Input::Gone(run, watched));
+            }
+        });
+        process
+    }
+
+    /// A process has ended; whether it was that of the run until now.
+    pub fn gone(&mut self, run: RunId, process: &Arc<Pidfd>) -> bool {
+        let is_it = |guest: &Guest| guest.process.as_ref().is_some_and(|it| Arc::ptr_eq(it, process));
+        self.guests.get(&run).is_some_and(is_it) && self.remove(run)
+    }
+
+    /// A run without a process is over; whether it was there.
+    pub fn ended(&mut self, run: RunId) -> bool {
+        self.guests.get(&run).is_some_and(|guest| guest.process.is_none()) && self.remove(run)
+    }
+
+    fn remove(&mut self, run: RunId) -> bool {
+        let there = self.guests.remove(&run).is_some();
+        if there {
+            self.save();
+        }
+        there
+    }
+
+    pub fn stop(&mut self, runs: &BTreeSet<RunId>) {
+        self.signal(runs, Signal::SIGSTOP);
+    }
+
+    pub fn go_on(&mut self, runs: &BTreeSet<RunId>) {
+        self.signal(runs, Signal::SIGCONT);
+    }
+
+    pub fn kill(&mut self, runs: &BTreeSet<RunId>) {
+        self.signal(runs, Signal::SIGKILL);
+    }
+
+    /// Lets those of these runs go on that somebody else may have stopped: an earlier guard, or the daemon while there was
+    /// none.
+    pub fn go_on_if_stopped(&mut self, runs: &BTreeSet<RunId>) {
+        let may_be = |run: &&RunId| self.guests.get(run).is_some_and(|guest| guest.may_be_stopped);
+        let runs: BTreeSet<RunId> = runs.iter().filter(may_be).copied().collect();
+        self.signal(&runs, Signal::SIGCONT);
+    }
+
+    fn signal(&mut self, runs: &BTreeSet<RunId>, signal: Signal) {
+        for run in runs {
+            let Some(guest) = self.guests.get_mut(run) else { continue };
+            // From here on it is as the last signal says.
+            guest.may_be_stopped = false;
+            if let Some(process) = &guest.process
+                && let Err(error) = process.signal(signal)
+            {
+                tracing::error!(%run, %signal, %error, "a guest does not take a signal");
+            }
+        }
+    }
+
+    /// Those that are to be stopped when the lease runs out.
+    pub fn protected(&self) -> BTreeSet<RunId> {
+        self.guests.values().filter(|guest| guest.watched.protected).map(|guest| guest.watched.run).collect()
+    }
+
+    fn save(&self) {
+        let watched: Vec<&Watched> = self.guests.values().map(|guest| &guest.watched).collect();
+        let fresh = self.path.with_extension("new");
+        let saved = serde_json::to_vec(&watched)
+            .map_err(io::Error::from)
+            .and_then(|text| std::fs::write(&fresh, text))
+            .and_then(|()| std::fs::rename(&fresh, &self.path));
+        if let Err(error) = saved {
+            tracing::error!(%error, path = %self.path.display(), "what is watched can't be written down");
+        }
+    }
+}
