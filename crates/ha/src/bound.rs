@@ -39,3 +39,18 @@ impl Bound {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The longer of election and wait counts: they run side by side.
+    #[test]
+    fn the_sum_has_the_longer_of_what_runs_side_by_side() {
+        let ms = Duration::from_millis;
+        for (lease, total) in [(1300, 1451 + 5 + 50 + 300), (400, 650 + 5 + 50 + 300)] {
+            let bound = Bound::new(&Times::for_lease(ms(lease)), ms(5), ms(50), ms(300));
+            assert_eq!(bound.total(), ms(total), "{bound:?}");
+        }
+    }
+}

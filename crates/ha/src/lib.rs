@@ -11,6 +11,8 @@ pub mod message;
 mod mutant;
 pub mod restart;
 pub mod takeover;
+#[cfg(test)]
+mod testing;
 pub mod times;
 pub mod voter;
 

@@ -48,10 +48,91 @@ impl Times {
         let rho = f64::from(self.rho_ppm) / 1e6;
         self.lease.mul_f64((1.0 + rho) / (1.0 - rho)) + self.slack
     }
+
+    /// Whether a lease outlasts the death of a master: `L >= E + commit + 2·h + 2·RTT`. Otherwise it is safe still, but healthy
+    /// guests pause until the new master is in office. `commit`: how long the log takes for one entry; `rtt`: from a
+    /// master to a majority of the voters and back.
+    ///
+    /// # Errors
+    /// [`ShortLease`], which says so with all terms.
+    pub fn check(&self, commit: Duration, rtt: Duration) -> Result<(), ShortLease> {
+        let needed = self.election + commit + 2 * self.renew + 2 * rtt;
+        if self.lease >= needed {
+            return Ok(());
+        }
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        Err(ShortLease {
+            lease_ms: ms(self.lease),
+            needed_ms: ms(needed),
+            election_ms: ms(self.election),
+            commit_ms: ms(commit),
+            renewals_ms: ms(2 * self.renew),
+            way_ms: ms(2 * rtt),
+        })
+    }
+}
+
+/// A lease may end before a new master is there to renew it. All in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a lease of {lease_ms} ms can end before a new master renews it: that may take {needed_ms} ms ({election_ms} ms for \
+     its election, {commit_ms} ms for a commit, {renewals_ms} ms for two renewals, {way_ms} ms on the way), and healthy \
+     guests would pause when a master dies"
+)]
+pub struct ShortLease {
+    /// The lease.
+    pub lease_ms: u64,
+    /// What it would have to be.
+    pub needed_ms: u64,
+    /// For an election.
+    pub election_ms: u64,
+    /// For a commit.
+    pub commit_ms: u64,
+    /// For two renewals.
+    pub renewals_ms: u64,
+    /// For two ways to a majority and back.
+    pub way_ms: u64,
 }
 
 impl Default for Times {
     fn default() -> Self {
         Self::for_lease(Duration::from_millis(u64::from(model::LEASE_MS)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_node_is_surely_stopped_a_little_after_its_lease() {
+        // 1300 ms * 1.0005 / 0.9995 + 150 ms
+        assert_eq!(Times::default().wait().as_micros(), 1_451_300);
+    }
+
+    /// Each row: the lease, a commit, the way to a majority and back; whether the death of a master goes unnoticed.
+    #[test]
+    fn a_lease_outlasts_an_election() {
+        for (lease, commit, rtt, enough) in [
+            (1300, 50, 1, true),
+            (1300, 348, 1, true),
+            (1300, 349, 1, false),
+            (1300, 50, 150, true),
+            (1300, 50, 151, false),
+            (950, 0, 0, true),
+            (949, 0, 0, false),
+        ] {
+            let checked = Times::for_lease(ms(lease)).check(ms(commit), ms(rtt));
+            assert_eq!(checked.is_ok(), enough, "{lease} {commit} {rtt}: {checked:?}");
+        }
+        assert_eq!(
+            Times::for_lease(ms(1000)).check(ms(50), ms(10)).unwrap_err().to_string(),
+            "a lease of 1000 ms can end before a new master renews it: that may take 1020 ms (650 ms for its election, 50 \
+             ms for a commit, 300 ms for two renewals, 20 ms on the way), and healthy guests would pause when a master dies"
+        );
     }
 }

@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 pub use uuid::Uuid;
 
-/// Microseconds since 1970-01-01 00:00 UTC, read by the proposer. For display and logs; no decision depends on it.
+/// Microseconds since 1970-01-01 00:00 UTC, read by the proposer. For display and logs, and to count how often a guest
+/// crashed lately; what is safe does not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(pub u64);

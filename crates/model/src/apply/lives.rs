@@ -51,6 +51,13 @@ impl State {
         None
     }
 
+    /// The state as it will be once this life of a node was declared dead, whatever the evidence: for plans.
+    pub fn after_death(&self, node: NodeId) -> State {
+        let mut next = self.clone();
+        next.bury(node);
+        next
+    }
+
     fn unarmed(&self, mirror: &Mirror) -> Option<NodeId> {
         let armed = |node| self.nodes.get(&node).is_some_and(|node| node.armed);
         mirror.replicas.values().map(|replica| replica.node).find(|node| !armed(*node))
