@@ -3,7 +3,9 @@
 
 mod bare;
 mod control;
+mod failover;
 mod migrate;
+mod spread;
 mod table;
 
 use std::path::PathBuf;
@@ -24,6 +26,8 @@ enum BenchCommand {
     Control(ControlArgs),
     /// Live migration, beside QEMU alone between the same nodes; planned failover of one instance and of a node
     Migrate(MigrateArgs),
+    /// What nobody plans: nodes that die or are cut off, a guest that crashes, a daemon that is killed
+    Failover(FailoverArgs),
 }
 
 #[derive(Debug, Args)]
@@ -52,6 +56,25 @@ struct MigrateArgs {
     dir: PathBuf,
 }
 
+#[derive(Debug, Args)]
+struct FailoverArgs {
+    /// Also write the results to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each thing happens
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    runs: u32,
+    /// Only these, separated by commas
+    #[arg(long, value_enum, value_name = "ROWS", value_delimiter = ',')]
+    rows: Vec<failover::Row>,
+    /// Keep the daemons' logs in this folder
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
+    /// The lab's directory
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp/cardume-bench")]
+    dir: PathBuf,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Hypervisor {
     /// Real guests in QEMU
@@ -65,5 +88,6 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         BenchCommand::Control(args) => control::run(&args),
         BenchCommand::Migrate(args) => migrate::run(&args),
+        BenchCommand::Failover(args) => failover::run(&args),
     }
 }

@@ -107,7 +107,7 @@ fn take_down_on_interrupt(dirs: [PathBuf; 2]) -> anyhow::Result<()> {
 }
 
 /// Copies what the daemons have written, as far as that is possible: they are what one asks for after a failure.
-fn keep_logs(lab: &Lab, to: &Path, prefix: &str) {
+pub(crate) fn keep_logs(lab: &Lab, to: &Path, prefix: &str) {
     for status in lab.status().unwrap_or_default() {
         if let Ok(node) = lab.node(&status.name)
             && let log = node.daemon_log()

@@ -7,7 +7,7 @@ use crate::Cut;
 
 // All lengths are pixels.
 const MARGIN: f64 = 24.0;
-const NODE: f64 = 236.0;
+const NODE: f64 = 246.0;
 const WITNESS: f64 = 176.0;
 /// Between two nodes: room for what stands on the line between their disks.
 const GAP: f64 = 92.0;
