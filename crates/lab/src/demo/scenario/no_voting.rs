@@ -31,8 +31,9 @@ impl Scenario<'_> {
 
         self.screen.note("a human has looked: node02 is off. He says so, and node01 goes on alone (figure 25)");
         let mut recover = self.screen.type_in(&self.node("node01")?, "gnt-cluster master-failover --no-voting")?;
-        recover.until("node02")?;
-        recover.until(":")?;
+        recover.until("y/[n]/?:")?;
+        recover.keys(b"y\n")?;
+        recover.until("nodes that are off, with commas in between:")?;
         recover.keys(b"node02\n")?;
         let recover = recover.finish()?.succeeded()?;
         self.screen.note("node01 is the master; the guests of node02 are known to be gone (figure 26)");
