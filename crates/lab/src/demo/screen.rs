@@ -116,8 +116,8 @@ impl Screen {
 
     /// The closing tables.
     pub fn table(&self, report: &Report) {
-        self.put(&format!("\n{}", report.closing()));
         self.put(&format!("\n{}", report.table(|ok, text| if ok { text } else { self.paint("1;31", &text) })));
+        self.put(&format!("\n{}\n", report.closing()));
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {

@@ -246,7 +246,10 @@ fn state(guest: Option<&Guest>, instance: &Instance, node: &Machine) -> (String,
         // It is not, or not yet, the one that the cluster means.
         Some(_) => ("a second process".to_owned(), AMBER, "#fffbea"),
         None if instance.status.starts_with("ERROR") => (instance.status.clone(), RED, "#ffffff"),
-        None if instance.status == "running" => ("gone".to_owned(), RED, "#ffffff"),
+        None if instance.status == "running" => {
+            let gone = if node.condition == Condition::Dead { "gone with its node" } else { "gone" };
+            (gone.to_owned(), RED, "#ffffff")
+        }
         None => (instance.status.clone(), FAINT, "#ffffff"),
     }
 }
