@@ -271,7 +271,9 @@ impl Daemon {
         };
         let mut duties = JoinSet::new();
         duties.spawn(self.essential("leading", crate::office::lead(Arc::clone(&member))));
-        duties.spawn(self.essential("reporting this boot", crate::member::report_boot(Arc::clone(&member))));
+        duties.spawn(self.essential("reporting this boot", crate::lives::report_boot(Arc::clone(&member))));
+        duties.spawn(self.essential("reporting guests that end", crate::lives::report_ends(Arc::clone(&member))));
+        duties.spawn(self.essential("minding its vote", Arc::clone(&member).watch_vote()));
         duties.spawn(watch_log(Arc::clone(&member), self.failed.clone()));
         let mut watchers = JoinSet::new();
         watchers.spawn(watch_membership(Arc::downgrade(self), Arc::clone(&member)));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus::Log;
+use ha::message::{Confirm, Fence, Renew};
 use jobs::agent::{Call, Reply};
 use model::{Applied, Command, Incarnation, Life, NodeId, Proposal, RunId, State, Timestamp};
 use opcodes::wire::Request;
@@ -19,8 +20,12 @@ use tokio::sync::watch;
 
 use crate::agent::Agent;
 use crate::authority::{self, Answer, Asked};
+use crate::clock::boottime;
 use crate::config::Config;
+use crate::failover::Ended;
 use crate::home::Home;
+use crate::guard::LEASE_PATH;
+use crate::leases::{CONFIRM_PATH, FENCE_PATH, Voting, runs_of};
 use crate::migration::{self, Shipment};
 use crate::office::Office;
 use crate::recovery::greeting::{self, Greeting, Relation};
@@ -29,7 +34,8 @@ use crate::transport::RAFT_PATH;
 /// Paths on the port between nodes.
 const AGENT_PATH: &str = "/agent";
 const REQUEST_PATH: &str = "/request";
-const LIFE_PATH: &str = "/life";
+pub(crate) const LIFE_PATH: &str = "/life";
+pub(crate) const ENDED_PATH: &str = "/ended";
 const HANDOVER_PATH: &str = "/handover";
 const CONSOLE_PATH: &str = "/console";
 const PROPOSE_PATH: &str = "/propose";
@@ -37,8 +43,6 @@ const READ_PATH: &str = "/read";
 
 /// How long a console may take to open.
 const OPEN: Duration = Duration::from_secs(5);
-/// How long it may take to be asked for a new life.
-const LIFE: Duration = Duration::from_secs(3);
 /// How long this node waits for the entry that gives it a run.
 const GIVEN: Duration = Duration::from_secs(10);
 /// How long this node waits for an entry of the log that it is asked about. Whoever asks gives up before.
@@ -53,10 +57,10 @@ struct Forwarded {
 
 /// A node's report that it was booted.
 #[derive(Debug, Serialize, Deserialize)]
-struct Booted {
-    boot: String,
-    previous: Life,
-    runs: Vec<RunId>,
+pub(crate) struct Booted {
+    pub boot: String,
+    pub previous: Life,
+    pub runs: Vec<RunId>,
 }
 
 /// A node in a cluster.
@@ -70,6 +74,8 @@ pub struct Member {
     pub agent: Arc<Agent>,
     /// What the master does here, while this node is in office.
     pub office: watch::Sender<Option<Arc<Office>>>,
+    /// This process as a voter about leases.
+    pub(crate) voting: Voting,
     gate: Mutex<Gate>,
     /// Set when this node has to forget the cluster.
     leave: watch::Sender<bool>,
@@ -97,6 +103,7 @@ impl Member {
             client,
             agent,
             office: watch::Sender::new(None),
+            voting: Voting::new(boottime()),
             gate: Mutex::default(),
             leave: watch::Sender::new(false),
             overtaken: watch::Sender::new(None),
@@ -275,6 +282,9 @@ impl Member {
             }
             call => {
                 self.check_run(&call).await?;
+                if let Call::Start { spec, .. } = &call {
+                    self.end_others(&spec.name).await?;
+                }
                 self.agent.carry_out(call).await
             }
         }
@@ -293,10 +303,11 @@ impl Member {
         let state = self.state();
         let given = state.instances.get(&spec.id).is_some_and(|instance| match call {
             Call::Receive { migration, .. } => {
-                let coming = |it: model::Migration| it.id == *migration && it.run == run && it.to.node == self.id;
+                let here = state.live(self.id);
+                let coming = |it: model::Migration| it.id == *migration && it.run == run && here == Some(it.to);
                 instance.migration.is_some_and(coming)
             }
-            _ => instance.run == Some(run) && instance.owner.is_some_and(|owner| owner.node == self.id),
+            _ => instance.run == Some(run) && instance.owner.is_some_and(|owner| state.live(self.id) == Some(owner)),
         });
         if known && given {
             return Ok(());
@@ -306,6 +317,14 @@ impl Member {
             self.name(),
             spec.name
         )))
+    }
+
+    /// Ends what is still here of an instance in runs that the state does not have any more: the copy that a migration was
+    /// making when its source died.
+    async fn end_others(&self, instance: &str) -> Result<(), Failure> {
+        let state = self.state();
+        let Some(at) = state.live(self.id) else { return Ok(()) };
+        self.agent.end_others(&state, Some(instance), &runs_of(&state, at)).await
     }
 
     /// What this node asks of another that is no order: with the incarnation and the office that it knows of.
@@ -414,8 +433,37 @@ impl Member {
         }
     }
 
+    /// Answers a guard that asks for its node's lease.
+    async fn lease(&self, peer: NodeId, renew: Renew) -> Result<ha::message::Answer, Fault> {
+        if renew.node != peer {
+            let text = format!("node {peer} can't ask for the lease of node {}", renew.node);
+            return Err(Fault::new(FaultKind::Conflict, text));
+        }
+        if renew.inc != self.incarnation() {
+            let text = "the lease is asked for in another incarnation of the cluster";
+            return Err(Fault::new(FaultKind::Stale, text));
+        }
+        let office = self.office.borrow().clone();
+        Ok(match (office, self.log.status().leader) {
+            (Some(office), _) => office.desk.renew(renew).await,
+            (None, leader) if leader == Some(self.id) => ha::message::Answer::NotYet,
+            (None, leader) => ha::message::Answer::NotMaster(leader),
+        })
+    }
+
+    /// Takes note of when this node gets a vote, for as long as the log goes on.
+    pub async fn watch_vote(self: Arc<Self>) {
+        let mut statuses = self.log.watch_status();
+        loop {
+            self.voting.look(&statuses.borrow_and_update(), boottime());
+            if statuses.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Commits that a node was booted. On the leader.
-    async fn give_life(&self, node: NodeId, booted: Booted) -> Result<Life, Failure> {
+    pub(crate) async fn give_life(&self, node: NodeId, booted: Booted) -> Result<Life, Failure> {
         let Booted { boot, previous, runs } = booted;
         let proposal = Proposal {
             incarnation: self.incarnation(),
@@ -434,45 +482,6 @@ impl Member {
 
     pub fn incarnation(&self) -> Incarnation {
         self.state().incarnation
-    }
-}
-
-/// Reports this boot to the cluster, once there is a leader to report it to.
-pub async fn report_boot(member: Arc<Member>) {
-    let mut views = member.log.watch();
-    let mut pause = Duration::from_millis(50);
-    loop {
-        let state = member.state();
-        let Some(own) = state.nodes.get(&member.id) else {
-            if views.changed().await.is_err() {
-                return;
-            }
-            continue;
-        };
-        if own.boot == member.config.boot && own.life != Life(0) {
-            return;
-        }
-        let booted = Booted { boot: member.config.boot.clone(), previous: own.life, runs: member.agent.runs().await };
-        let status = member.log.status();
-        let outcome = match status.leader {
-            None => Err(Failure::no_master("nobody leads")),
-            Some(leader) if leader == member.id => member.give_life(member.id, booted).await.map(|_| ()),
-            Some(leader) => match member.address_of(leader) {
-                None => Err(Failure::no_master("the leader's address is not known yet")),
-                Some(address) => {
-                    let answer: Result<Result<Life, Failure>, CallError> = member
-                        .client
-                        .call_json(leader.0, address, Lane::Control, LIFE_PATH, &member.letter(booted), LIFE)
-                        .await;
-                    answer.map_err(|error| Failure::no_master(crate::chain(&error))).and_then(|life| life).map(|_| ())
-                }
-            },
-        };
-        if let Err(failure) = outcome {
-            tracing::debug!(%failure, "this boot could not be reported yet");
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
@@ -512,6 +521,29 @@ impl rpc::Service for PeerService {
             greeting::PATH => {
                 member.meet(NodeId(peer.node), rpc::server::from_json(&body)?);
                 rpc::server::to_json(&Greeting::of(member))
+            }
+            LEASE_PATH => {
+                let renew: Renew = rpc::server::from_json(&body)?;
+                rpc::server::to_json(&member.lease(NodeId(peer.node), renew).await?)
+            }
+            CONFIRM_PATH => {
+                let asked: Confirm = rpc::server::from_json(&body)?;
+                let (own, status) = (member.incarnation(), member.log.status());
+                rpc::server::to_json(&member.voting.confirm(own, &status, &asked, boottime()))
+            }
+            FENCE_PATH => {
+                let asked: Fence = rpc::server::from_json(&body)?;
+                let (own, status) = (member.incarnation(), member.log.status());
+                rpc::server::to_json(&member.voting.fence(own, &status, &asked, boottime()))
+            }
+            ENDED_PATH => {
+                let ended: Ended = member.open_letter(&body)?;
+                let office = member.office.borrow().clone();
+                let heard = match office {
+                    Some(office) => Some(office.hear_of_end(NodeId(peer.node), &ended).await),
+                    None => None,
+                };
+                rpc::server::to_json(&heard)
             }
             READ_PATH => {
                 let millis = member.open_letter(&body)?;

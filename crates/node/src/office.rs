@@ -11,37 +11,41 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use consensus::{NodeInfo, ProposeError};
+use ha::Times;
 use jobs::agent::{Call, Reply};
 use jobs::{Runner, World};
 use model::{Applied, Command, Incarnation, JobId, NodeId, Proposal, State, Timestamp, Uuid, voters};
 use opcodes::{ErrorCode, Failure};
 use rpc::{Envelope, JoinToken};
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
 
 use crate::archive;
-use crate::config::{ADDRESS_LEASE, ADDRESS_TAKEOVER};
+use crate::failover::{Failover, STRICT_VOTERS};
+use crate::leases::{Desk, Inbox};
 use crate::member::{Member, names, now};
 
 /// How often the master looks after what no event announces.
-const TICK: Duration = Duration::from_millis(250);
+pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// How often it is looked for jobs to be archived.
 const ARCHIVE: Duration = Duration::from_secs(60);
 /// How long a change of members may take.
 const MEMBERSHIP: Duration = Duration::from_secs(20);
-/// How long the old master may take to drop the cluster's address.
-const DROP_ADDRESS: Duration = Duration::from_secs(1);
 /// How long a planned change of master may take.
 const TRANSFER: Duration = Duration::from_secs(5);
 
 /// One term in office.
 pub struct Office {
-    member: Arc<Member>,
+    pub(crate) member: Arc<Member>,
     incarnation: Incarnation,
-    term: u64,
+    pub(crate) term: u64,
     /// The office is about to be given up: the address is not taken again. Locked while it is brought up, so that it can't
     /// come up behind the back of whoever takes it off.
-    leaving: Mutex<bool>,
+    pub(crate) leaving: Mutex<bool>,
+    /// Where guards get their nodes' leases.
+    pub(crate) desk: Arc<Desk>,
+    /// What becomes of lives and guests that end.
+    pub(crate) failover: Failover,
 }
 
 /// Takes office whenever this node leads, and leaves it when it does not any more.
@@ -90,7 +94,7 @@ impl Drop for Term<'_> {
 
 /// One term, from taking office to its end, which comes by being dropped.
 async fn serve(member: Arc<Member>, term: u64) {
-    let Some(office) = take(&member, term).await else {
+    let Some((office, inbox)) = take(&member, term).await else {
         // Leads, but may not be master, or there is no cluster: a caretaker.
         tokio::time::sleep(TICK).await;
         return;
@@ -99,22 +103,40 @@ async fn serve(member: Arc<Member>, term: u64) {
     member.office.send_replace(Some(Arc::clone(&office)));
     let _term = Term(&member);
     let runner = Runner::new(Arc::clone(&office) as Arc<dyn World>);
+    // In tasks of their own: leases and takeovers wait for nothing else that the master does.
+    let mut urgent = JoinSet::new();
+    let (sentences, condemned) = mpsc::unbounded_channel();
+    urgent.spawn(Arc::clone(&office.desk).run(Arc::clone(&member), inbox, sentences));
+    urgent.spawn(Arc::clone(&office).mind_lives(condemned));
+    let bugs = async {
+        while let Some(ended) = urgent.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+    };
     tokio::join!(
         runner.run(),
         office.keep_address(),
         office.keep_members(),
         office.keep_queue(),
-        crate::recovery::welcome::welcome(&member)
+        office.keep_armed(),
+        office.keep_rooms(),
+        office.keep_watch(),
+        crate::recovery::welcome::welcome(&member),
+        bugs
     );
 }
 
-async fn take(member: &Arc<Member>, term: u64) -> Option<Arc<Office>> {
+async fn take(member: &Arc<Member>, term: u64) -> Option<(Arc<Office>, Inbox)> {
     if let Err(error) = member.log.read_barrier(Duration::from_secs(2)).await {
         tracing::debug!(%error, "not in office yet");
         return None;
     }
     let state = member.state();
-    state.cluster.as_ref()?;
+    let cluster = state.cluster.as_ref()?;
     if !state.nodes.get(&member.id)?.may_be_master() {
         let status = member.log.status();
         let may = |id: &&NodeId| state.nodes.get(id).is_some_and(|node| node.may_be_master());
@@ -125,18 +147,29 @@ async fn take(member: &Arc<Member>, term: u64) -> Option<Arc<Office>> {
         }
         return None;
     }
-    let office = Office { member: Arc::clone(member), incarnation: state.incarnation, term, leaving: Mutex::default() };
+    let incarnation = state.incarnation;
     let commands = vec![Command::TakeOffice { node: member.id, term }];
-    let proposal = Proposal { incarnation: office.incarnation, office: None, at: now(), commands };
+    let proposal = Proposal { incarnation, office: None, at: now(), commands };
     match member.log.propose(proposal).await {
-        Ok(_) => Some(Arc::new(office)),
+        Ok(_) => {}
         // A restart of the daemon within one term finds itself in office already.
-        Err(_) if member.state().office == Some(model::Office { node: member.id, term }) => Some(Arc::new(office)),
+        Err(_) if member.state().office == Some(model::Office { node: member.id, term }) => {}
         Err(error) => {
             tracing::info!(%error, term, "could not take office");
-            None
+            return None;
         }
     }
+    let times = Times::for_lease(Duration::from_millis(u64::from(cluster.lease_ms)));
+    let (desk, inbox) = Desk::new(times, incarnation, term);
+    let office = Office {
+        member: Arc::clone(member),
+        incarnation,
+        term,
+        leaving: Mutex::default(),
+        desk: Arc::new(desk),
+        failover: Failover::default(),
+    };
+    Some((Arc::new(office), inbox))
 }
 
 /// Gives up leadership in favour of another node. Called on the node that leads.
@@ -161,7 +194,7 @@ pub async fn hand_over(member: &Arc<Member>, to: NodeId) -> Result<(), Failure> 
 }
 
 impl Office {
-    fn log(&self) -> &dyn consensus::Log {
+    pub(crate) fn log(&self) -> &dyn consensus::Log {
         &*self.member.log
     }
 
@@ -182,7 +215,10 @@ impl Office {
             let both = BTreeSet::from([self.member.id, to]);
             let wanted = voters(&state, &both, to);
             // With a single vote both have it for the moment of the change; the new master puts that right.
-            let wanted = if wanted.len() < 3 { both } else { wanted };
+            let wanted = if wanted.len() < STRICT_VOTERS { both } else { wanted };
+            if wanted.len() < STRICT_VOTERS {
+                self.disarm_all().await?;
+            }
             self.log().set_voters(wanted, MEMBERSHIP).await.map_err(|error| failed(&error))?;
         }
         self.log().transfer_leader(to, TRANSFER).await.map_err(|error| failed(&error))
@@ -214,59 +250,6 @@ impl Office {
         Ok(())
     }
 
-    /// Keeps the cluster's address on this node for as long as a majority follows it.
-    async fn keep_address(&self) {
-        let mut views = self.log().watch();
-        let since = Instant::now();
-        loop {
-            let state = self.member.state();
-            if let Some(cluster) = &state.cluster
-                && let Err(failure) = self.move_address(&state, cluster, since).await
-            {
-                tracing::warn!(failure = failure.text, "the cluster's address is not where it should be");
-            }
-            tokio::select! {
-                _ = views.changed() => {}
-                () = tokio::time::sleep(TICK) => {}
-            }
-        }
-    }
-
-    async fn move_address(&self, state: &State, cluster: &model::Cluster, since: Instant) -> Result<(), Failure> {
-        let keeper = &self.member.agent.address;
-        let (address, netmask, netdev) = (cluster.address, cluster.netmask, &cluster.netdev);
-        let own = self.member.id;
-        let next = match state.address_owner {
-            Some(owner) if owner == own => {
-                let leaving = self.leaving.lock().await;
-                let followed = self.log().quorum_age().is_some_and(|age| age < ADDRESS_LEASE);
-                return match followed {
-                    _ if *leaving => Ok(()),
-                    true => keeper.up(address, netmask, netdev).await,
-                    false => keeper.down(address, netmask, netdev).await,
-                };
-            }
-            None if *self.leaving.lock().await => return Ok(()),
-            None => Some(own),
-            Some(old) => {
-                let call = Call::AddressDown { address, netmask, netdev: netdev.clone() };
-                let dropped = match self.member.address_of(old) {
-                    Some(at) => self.member.ask(old, at, self.order(call, None), DROP_ADDRESS).await.is_ok(),
-                    None => false,
-                };
-                // An old master that does not answer has dropped it by itself by then.
-                if !dropped && since.elapsed() < ADDRESS_TAKEOVER {
-                    return Ok(());
-                }
-                None
-            }
-        };
-        match self.propose(vec![Command::SetAddressOwner(next)]).await {
-            Ok(_) | Err(jobs::ProposeError::Interrupted) => Ok(()),
-            Err(jobs::ProposeError::Rejected(rejection)) => Err(rejection.into()),
-        }
-    }
-
     /// Keeps the log's members and voters as the state says they should be.
     async fn keep_members(&self) {
         let mut views = self.log().watch();
@@ -288,6 +271,10 @@ impl Office {
         let status = self.log().status();
         let wanted = wanted_voters(&state, &status, self.member.id);
         if wanted != status.voters {
+            if let Err(why) = self.may_change_voters(&state, &wanted).await {
+                tracing::info!(why, "voters not changed yet");
+                return;
+            }
             match self.log().set_voters(wanted.clone(), MEMBERSHIP).await {
                 Ok(()) => tracing::info!(voters = ?names(&state, &wanted), "voters changed"),
                 Err(error) => tracing::info!(%error, "voters not changed yet"),
@@ -299,6 +286,22 @@ impl Office {
                 Ok(()) => self.member.client.forget(gone.0),
                 Err(error) => tracing::info!(%error, node = %gone, "a removed node is still a member of the log"),
             }
+        }
+    }
+
+    /// Whether the voters may be changed to these. With fewer than three nobody may be declared dead any more, so the nodes
+    /// are disarmed first (protocol, 7.3); and what older masters granted has to be over, because the new voters don't
+    /// remember it (L6).
+    async fn may_change_voters(&self, state: &State, wanted: &BTreeSet<NodeId>) -> Result<(), String> {
+        if !state.nodes.values().any(|node| node.armed) {
+            return Ok(());
+        }
+        if wanted.len() < STRICT_VOTERS {
+            return self.disarm_all().await.map_err(|failure| failure.text);
+        }
+        match self.desk.is_settled() {
+            true => Ok(()),
+            false => Err("leases of an older master may not have ended yet".into()),
         }
     }
 
@@ -322,7 +325,7 @@ impl Office {
         Envelope { inc: self.incarnation, term: self.term, job: job.map(|job| job.0), payload: call }
     }
 
-    fn proposal(&self, commands: Vec<Command>) -> Proposal {
+    pub(crate) fn proposal(&self, commands: Vec<Command>) -> Proposal {
         Proposal { incarnation: self.incarnation, office: Some(self.term), at: now(), commands }
     }
 
@@ -337,7 +340,7 @@ impl Office {
         }
     }
 
-    async fn propose_now(&self, commands: Vec<Command>) -> Result<Vec<Applied>, jobs::ProposeError> {
+    pub(crate) async fn propose_now(&self, commands: Vec<Command>) -> Result<Vec<Applied>, jobs::ProposeError> {
         match self.log().propose(self.proposal(commands)).await {
             Ok(committed) => Ok(committed.applied),
             Err(ProposeError::Rejected(rejection)) => Err(jobs::ProposeError::Rejected(rejection)),
