@@ -16,7 +16,7 @@ pub struct Standing {
     pub life: Life,
     /// That life was declared dead.
     pub dead: bool,
-    /// It may be declared dead without an operator.
+    /// It may be declared dead without an operator. Never the master itself.
     pub armed: bool,
 }
 
