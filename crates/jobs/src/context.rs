@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use model::{Applied, Command, JobChange, JobId, NodeId, Op, State, Timestamp, Uuid};
+use model::{Applied, Command, JobChange, JobId, Life, NodeId, Op, State, Timestamp, Uuid};
 use opcodes::{ErrorCode, Failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -292,7 +292,16 @@ impl Context {
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_millis(50);
         loop {
-            let outcome = self.world.call(node, call.clone(), self.job, deadline).await;
+            let outcome = tokio::select! {
+                biased;
+                outcome = self.world.call(node, call.clone(), self.job, deadline) => outcome,
+                // Its life has ended with whatever it was doing.
+                why = self.ended(node) => Err(CallError::Unreachable(why)),
+            };
+            if self.is_dead(node) {
+                // It answers nobody before it has joined again, and nobody waits for that.
+                return outcome;
+            }
             // From the first attempt that came to nothing, because the others take their time, too. Only a clock that is
             // set back must not make this endless.
             let now = self.now();
@@ -307,6 +316,26 @@ impl Context {
                 }
                 outcome => return outcome,
             }
+        }
+    }
+
+    fn is_dead(&self, node: NodeId) -> bool {
+        self.state().nodes.get(&node).is_some_and(|node| node.dead)
+    }
+
+    /// Resolves when the life that a node has now ends, or at once where it is dead: why it will not answer.
+    async fn ended(&self, node: NodeId) -> String {
+        let first = self.state().nodes.get(&node).map(|node| node.life);
+        loop {
+            let state = self.state();
+            match state.nodes.get(&node) {
+                Some(now) if now.dead => return "it was declared dead".into(),
+                Some(now) if first.is_some_and(|first| first != Life(0) && first != now.life) => {
+                    return "it was restarted meanwhile".into();
+                }
+                _ => {}
+            }
+            self.world.changed(&state).await;
         }
     }
 
