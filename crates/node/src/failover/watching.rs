@@ -95,9 +95,9 @@ impl Office {
         let Case { instance, run, node, how } = *case;
         let at = state.node_name(node);
         let (decision, target) = match judge(state, instance.id, now()) {
-            Verdict::Restart => (format!("It is started again on node {at}."), Some(node)),
+            Verdict::Restart => (format!("it is started again on {at}"), Some(node)),
             Verdict::Move(to) => {
-                let text = format!("It crashed repeatedly on node {at}, so it is started on {}.", state.node_name(to));
+                let text = format!("it crashed repeatedly on {at}, so it is started on {}", state.node_name(to));
                 (text, Some(to))
             }
             Verdict::GiveUp(why) => (why, None),
