@@ -83,7 +83,9 @@ async fn stop(ctx: &Context, plan: &Plan) -> Result<(), Halt> {
     let state = ctx.state();
     let instance = find_id(&state, plan.id)?;
     if current_run(&state, instance) != Some(run) {
-        return Err(Failure::failed(format!("run {run} of instance '{}' was ended by somebody else", instance.name)).into());
+        return Err(
+            Failure::failed(format!("run {run} of instance '{}' was ended by somebody else", instance.name)).into()
+        );
     }
     if !mirrored(instance).is_empty() {
         attachment::detach(ctx, plan.id, Some(run), false).await?;
