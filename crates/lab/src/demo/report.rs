@@ -113,7 +113,7 @@ impl Report {
     }
 
     /// Draws how the cluster of `lab` is now, as the node `seen_by` says, and as the machine sees it. Where that node can't
-    /// say anything, what was said at the stage before is shown, if that was one of the same nodes.
+    /// say anything, or not yet, what was said at the stage before is shown, if that was one of the same nodes.
     pub fn stage(&mut self, screen: &mut Screen, lab: &Lab, seen_by: &str, title: &str) -> anyhow::Result<()> {
         let stage = Stage::gather(lab, seen_by, self.stages.last().map(|shown| &shown.stage))
             .with_context(|| format!("can't draw how the cluster is: {title}"))?;
@@ -128,7 +128,7 @@ impl Report {
         let at_s = round(self.begun.elapsed().as_secs_f64(), 10.0);
         let source = match &stage.said_by {
             Some(node) => format!("as {node} says"),
-            None => "the nodes can't say: as it was known before, with what the machine sees".to_owned(),
+            None => "what the nodes said before, with what the machine sees now".to_owned(),
         };
         let subtitle = format!("{} UTC, {at_s:.1} s after the demo began; {source}", time_of_day(SystemTime::now()));
         let drawing = topology::draw(&stage, title, &subtitle);

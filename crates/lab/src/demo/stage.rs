@@ -18,8 +18,8 @@ use crate::parts::{command_lines, guest, namespace};
 use crate::process::is_stopped;
 use crate::{Api, Cut, Lab, Node, layout};
 
-/// How long a node may take to say how the cluster is: what is drawn is to be that of one moment.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a node may take to say how the cluster is. It waits some seconds itself for nodes that don't answer.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A cluster at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -123,13 +123,18 @@ pub(crate) enum Standing {
 }
 
 impl Stage {
-    /// How a lab's cluster is now, as the node `seen_by` says; where it can't say that in time (it has no master), what an
-    /// earlier stage of the same nodes showed, with what the machine sees now.
+    /// How a lab's cluster is now, as the node `seen_by` says. Where it can't say that (it has no master, or a node has died
+    /// or been cut off since the stage `before`): what that stage of the same nodes showed, with what the machine sees now.
     pub fn gather(lab: &Lab, seen_by: &str, before: Option<&Stage>) -> anyhow::Result<Stage> {
         let members: Vec<Status> = lab.status()?.into_iter().filter(|member| member.name != layout::CLIENT).collect();
         let names = || members.iter().map(|member| &*member.name);
         let before = before.filter(|stage| stage.nodes.iter().map(|node| &*node.name).eq(names()));
-        let said = said_in_time(lab.node(seen_by)?);
+        let anew = |member: &Status| {
+            let earlier = before.and_then(|stage| stage.nodes.iter().find(|node| node.name == member.name));
+            earlier.is_some_and(|node| node.condition == Condition::Alive && condition(member) != Condition::Alive)
+        };
+        // What has just happened the nodes can't know yet: asked now they would say how it is in some seconds.
+        let said = if members.iter().any(anew) { None } else { said_in_time(lab.node(seen_by)?) };
         let mut stage = match (&said, before) {
             (Some(said), _) => said.stage(&members)?,
             (None, Some(before)) => before.clone(),
@@ -173,11 +178,15 @@ impl Machine {
     fn see(&mut self, member: &Status) {
         self.public = member.public;
         self.replication = member.replication;
-        self.condition = match (member.pid, member.public, member.replication) {
-            (None, _, _) => Condition::Dead,
-            (Some(_), Some(Cut::Both), Some(Cut::Both)) => Condition::Isolated,
-            _ => Condition::Alive,
-        };
+        self.condition = condition(member);
+    }
+}
+
+fn condition(member: &Status) -> Condition {
+    match (member.pid, member.public, member.replication) {
+        (None, _, _) => Condition::Dead,
+        (Some(_), Some(Cut::Both), Some(Cut::Both)) => Condition::Isolated,
+        _ => Condition::Alive,
     }
 }
 

@@ -238,7 +238,7 @@ fn guests(svg: &mut Svg, node: &Machine, instance: &Instance, cell: Area) {
 /// How a guest is on this node: a word, and its colours.
 fn state(guest: Option<&Guest>, instance: &Instance, node: &Machine) -> (String, &'static str, &'static str) {
     match guest {
-        Some(guest) if guest.stopped => ("stopped: no lease".to_owned(), AMBER, "#fffbea"),
+        Some(guest) if guest.stopped => ("stopped (SIGSTOP)".to_owned(), AMBER, "#fffbea"),
         Some(_) if instance.primary == node.name => {
             let good = instance.status == "running" || node.condition != Condition::Alive;
             if good { ("running".to_owned(), GREEN, "#e3f9e5") } else { (instance.status.clone(), RED, "#fff5f5") }

@@ -259,7 +259,7 @@ fn what_is_wrong_is_said() {
     assert_eq!(count(&dead, "cluster01 10.0.0.20: on no node"), 1, "{dead:?}");
     let parted = says(&parted());
     assert_eq!((count(&parted, "isolated"), count(&parted, "unplugged")), (1, 2), "{parted:?}");
-    assert_eq!((count(&parted, "stopped: no lease"), count(&parted, "outdated")), (2, 2), "{parted:?}");
+    assert_eq!((count(&parted, "stopped (SIGSTOP)"), count(&parted, "outdated")), (2, 2), "{parted:?}");
     assert_eq!(count(&says(&healing()), "resync 42 %"), 1);
     let full = says(&full());
     assert_eq!(count(&full, "loses what it is sent"), 1, "{full:?}");
