@@ -12,6 +12,7 @@ mod clock;
 mod config;
 mod daemon;
 mod disks;
+mod explain;
 mod failover;
 pub mod fault;
 mod founding;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::config::{ADDRESS_LEASE, MASTER_PATIENCE};
+use crate::explain::{self, Known};
 use crate::member::{Member, names};
 use crate::office::Office;
 use crate::tables::{self, Asked, Live};
@@ -237,11 +238,23 @@ pub async fn as_master(member: &Arc<Member>, request: Request, user: &str) -> Re
             let state = confirmed(member).await?;
             to_json(&crate::disks::reports(&office, &state, &names).await?)
         }
-        Request::Why { .. }
-        | Request::HaBound
-        | Request::HaPlan { .. }
-        | Request::HaStatus
-        | Request::HaSwitch { .. } => Err(Failure::failed("not built yet")),
+        Request::Why { name } => {
+            let state = confirmed(member).await?;
+            to_json(&explain::why(&state, &Known::asked(&office, &state, &name).await, &name)?)
+        }
+        Request::HaBound => {
+            let state = confirmed(member).await?;
+            to_json(&explain::bounds(&state, &Known::at_hand(&office, &state)))
+        }
+        Request::HaPlan { names } => {
+            let state = confirmed(member).await?;
+            to_json(&explain::plans(&state, &Known::at_hand(&office, &state), &names)?)
+        }
+        Request::HaStatus => {
+            let state = confirmed(member).await?;
+            to_json(&explain::status(&state, &Known::at_hand(&office, &state)))
+        }
+        Request::HaSwitch { on } => office.switch_ha(on).await.map(|()| Value::Null),
         // The node that gets these answers them.
         Request::Status | Request::Init(_) | Request::Join(_) | Request::MasterFailover | Request::Recover { .. } => {
             Err(Failure::failed("this request is answered by the node that gets it, not by the master"))

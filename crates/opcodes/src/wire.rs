@@ -161,9 +161,10 @@ pub struct InstanceBound {
     pub instance: String,
     /// Its node.
     pub node: String,
-    /// Milliseconds by name, in the order of the sum: `election`, `wait`, `commit`, `promote`, `start`.
+    /// Milliseconds by name, in the order of the sum: `election`, `wait`, then `commit`, `promote`, `start`, or `measured` for
+    /// these three together, as they were in its slowest takeover.
     pub terms: Vec<(String, u64)>,
-    /// `max(election, wait) + commit + promote + start`, milliseconds; `None`: nobody takes it over by itself.
+    /// `max(election, wait)` and the other terms, milliseconds; `None`: nobody takes it over by itself.
     pub total_ms: Option<u64>,
     /// Why nobody does; or, how the last takeover went.
     pub note: Option<String>,
