@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+
+use crate::log::{self, LogFormat};
 
 /// Threads of the daemon. It waits most of the time; guests need the cores.
 const THREADS: usize = 2;
@@ -17,10 +18,10 @@ const THREADS: usize = 2;
 pub struct DaemonArgs {
     /// Folder for what must survive a reboot: identity, log, state.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/cardume", env = "CARDUME_STATE_DIR")]
-    state_dir: PathBuf,
+    pub state_dir: PathBuf,
     /// Folder for what must not: sockets and running guests.
     #[arg(long, value_name = "DIR", default_value = "/run/cardume", env = "CARDUME_RUN_DIR")]
-    run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// Folder for the logs of guests and of operating systems' scripts.
     #[arg(long, value_name = "DIR", default_value = "/var/log/cardume", env = "CARDUME_LOG_DIR")]
     log_dir: PathBuf,
@@ -32,25 +33,12 @@ pub struct DaemonArgs {
     qemu: PathBuf,
     /// How the log on standard error is written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "CARDUME_LOG_FORMAT")]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
+    pub log_format: LogFormat,
 }
 
 /// Runs the daemon.
 pub fn run(args: DaemonArgs) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=off"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    log::begin(args.log_format, std::io::stderr);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)

@@ -3,6 +3,8 @@
 //! Under the name of one of Ganeti's tools (`gnt-instance`, a symlink) it is that tool; `cardume instance …` is the same.
 
 mod daemon;
+mod guard;
+mod log;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -24,17 +26,21 @@ struct Cardume {
 
 const EXAMPLES: &str = "\
 Examples:
-  cardume daemon --state-dir /var/lib/cardume   run this node's daemon (systemd does it)
+  cardume guard --state-dir /var/lib/cardume    run this node's guard and daemon (systemd does it)
   gnt-cluster init cluster01                    make a cluster with this node as its first
   gnt-node add node02                           add a node: prints what to type there
   gnt-instance add --help                       how to make a virtual machine
   cardume disk status --watch                   how mirrored disks are, as it changes
+  cardume why vm1                               what happened to a virtual machine, and on what evidence
+  cardume ha plan                               where everything goes if a node dies now
   cardume lab up                                a whole cluster on this machine, to try things";
 
 #[derive(Subcommand)]
 enum Command {
     /// Run the daemon of this node.
     Daemon(daemon::DaemonArgs),
+    /// Run the guard of this node: it starts the daemon, and stops guests when the node's lease runs out.
+    Guard(guard::GuardArgs),
     /// A whole cluster on this machine, in network namespaces: up, status, exec, kill, cut, heal, demo, down.
     Lab(lab::cli::LabArgs),
     /// Measure: commands, jobs, change of master, what daemons cost; beside a named peer's figures.
@@ -43,6 +49,20 @@ enum Command {
     #[command(disable_help_flag = true)]
     Disk {
         /// See 'cardume disk --help'.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        args: Vec<OsString>,
+    },
+    /// What happened to an instance or a node, and why. See 'cardume why --help'.
+    #[command(disable_help_flag = true)]
+    Why {
+        /// See 'cardume why --help'.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        args: Vec<OsString>,
+    },
+    /// Automatic failover: bound, plan, status, arm, disarm. See 'cardume ha --help'.
+    #[command(disable_help_flag = true)]
+    Ha {
+        /// See 'cardume ha --help'.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         args: Vec<OsString>,
     },
@@ -70,9 +90,12 @@ fn main() -> ExitCode {
     }
     match Cardume::parse_from(args).command {
         Command::Daemon(args) => report(daemon::run(args)),
+        Command::Guard(args) => report(guard::run(args)),
         Command::Lab(args) => report(lab::cli::run(args)),
         Command::Bench(args) => report(lab::bench::run(args)),
         Command::Disk { args } => cli::run("disk", args),
+        Command::Why { args } => cli::run("why", args),
+        Command::Ha { args } => cli::run("ha", args),
         Command::Join { args } => cli::join(args),
         Command::Tool(words) => {
             let tool = words.first().and_then(|word| word.to_str()).and_then(cli::tool);

@@ -181,7 +181,10 @@ pub async fn start(config: Config) -> Result<Arc<Daemon>, StartError> {
             daemon.go_on(Arc::new(identity)).await?;
         }
         // What an interrupted `init`, `join` or removal left is of no cluster.
-        None => daemon.home.forget()?,
+        None => {
+            daemon.home.forget()?;
+            daemon.agent.guard.identify(None);
+        }
     }
     Ok(daemon)
 }
@@ -270,6 +273,7 @@ impl Daemon {
             }
         };
         let mut duties = JoinSet::new();
+        duties.spawn(self.essential("informing the guard", crate::guard::attend(Arc::clone(&member))));
         duties.spawn(self.essential("leading", crate::office::lead(Arc::clone(&member))));
         duties.spawn(self.essential("reporting this boot", crate::lives::report_boot(Arc::clone(&member))));
         duties.spawn(self.essential("reporting guests that end", crate::lives::report_ends(Arc::clone(&member))));
@@ -293,6 +297,8 @@ impl Daemon {
             port: self.config.mirror_port,
             user: Some(self.config.qemu_user),
             engine: mirror::engine::Config::default(),
+            lease: mirror::driver::Lease::new(self.agent.guard.lease(), crate::clock::boottime),
+            strict: self.agent.arming.strict(),
         };
         Keeper::start(config, identity, Arc::new(DiskAuthority::new(member))).await
     }
@@ -316,7 +322,10 @@ impl Daemon {
         let left = self.phase.write().await.take_if(|inside| Arc::ptr_eq(&inside.member, member));
         let Some(inside) = left else { return Ok(()) };
         self.stop(inside).await;
-        self.home.forget()
+        let forgotten = self.home.forget();
+        self.agent.arming.read();
+        self.agent.guard.identify(None);
+        forgotten
     }
 
     /// Ends the daemon in good order: what is under way is given up, the cluster's address dropped, the log closed. Guests go

@@ -112,6 +112,12 @@ impl Home {
         self.renounce()?;
         remove(&self.given_up_dir())?;
         remove(&self.log_dir())?;
+        match std::fs::remove_file(armed_mark(&self.dir)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &armed_mark(&self.dir))(error));
+            }
+            _ => {}
+        }
         self.mark_witness(false);
         Ok(())
     }
@@ -120,6 +126,11 @@ impl Home {
 /// Where a node's identity is in its state directory.
 pub fn identity_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("identity")
+}
+
+/// A file in a node's state directory that says that the node may be armed.
+pub fn armed_mark(state_dir: &Path) -> PathBuf {
+    state_dir.join("armed")
 }
 
 /// The file that is locked where two daemons may not share a folder.

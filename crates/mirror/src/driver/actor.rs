@@ -13,6 +13,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::authority::{self, Authority};
 use super::chain::Chain;
+use super::lease::Lease;
 use super::link::{LAST_WORDS, Link, LinkError, News, Port, Token};
 use super::network::{Connector, Incoming};
 use super::progress::Progress;
@@ -51,6 +52,7 @@ pub(crate) struct Surroundings {
     pub size: Arc<AtomicU64>,
     pub authority: Arc<dyn Authority>,
     pub connector: Arc<Connector>,
+    pub lease: Lease,
     pub progress: watch::Sender<Progress>,
     pub notices: broadcast::Sender<(DiskId, Notice)>,
 }
@@ -79,6 +81,8 @@ pub(super) enum Fault {
 pub(super) struct Actor {
     around: Surroundings,
     replica: Replica,
+    /// Whether the replica believes that the lease holds.
+    leased: bool,
     files: Files,
     /// What the boot file holds: the replica begins by telling all of it.
     boot: BootRecord,
@@ -111,6 +115,8 @@ impl Actor {
         let mut actor = Self {
             around,
             replica,
+            // As every replica does at first.
+            leased: true,
             files,
             boot: BootRecord::default(),
             incarnation: Incarnation::default(),
@@ -128,6 +134,7 @@ impl Actor {
             resyncs: Resyncs::default(),
         };
         actor.carry_out()?;
+        let mut lease = actor.around.lease.clone();
         loop {
             tokio::select! {
                 message = inbox.recv() => match message {
@@ -137,6 +144,10 @@ impl Actor {
                 Some(ended) = actor.running.next() => actor.ended(ended)?,
                 Some((token, news)) = reports.recv() => actor.reported(token, news)?,
                 Some(ended) = actor.connections.join_next() => ended?,
+                () = lease.renewed() => if !actor.leased {
+                    // What waited for it goes on.
+                    actor.look_at_lease()?;
+                },
                 () = at(actor.wake) => {
                     actor.wake = None;
                     actor.step(Event::Tick)?;
@@ -240,6 +251,21 @@ impl Actor {
     }
 
     fn step(&mut self, event: Event) -> Result<(), Fault> {
+        // Before every event: when one brings what was read, the lease is looked at after that was fetched, however long the
+        // whole process may have stood still meanwhile (R2).
+        self.look_at_lease()?;
+        self.give(event)
+    }
+
+    fn look_at_lease(&mut self) -> Result<(), Fault> {
+        let holds = self.around.lease.holds();
+        if std::mem::replace(&mut self.leased, holds) == holds {
+            return Ok(());
+        }
+        self.give(Event::Lease(holds))
+    }
+
+    fn give(&mut self, event: Event) -> Result<(), Fault> {
         let now = self.now();
         self.replica.step(now, event, &mut self.out);
         self.carry_out()

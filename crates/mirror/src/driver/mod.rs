@@ -7,6 +7,7 @@ mod actor;
 mod authority;
 mod chain;
 mod device;
+mod lease;
 mod link;
 mod network;
 mod progress;
@@ -20,6 +21,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use authority::{Authority, outcome_of};
+pub use lease::Lease;
 pub(crate) use chain::Chain;
 pub(crate) use network::{Connector, Incoming, accept};
 pub use progress::Progress;
@@ -42,6 +44,7 @@ pub(crate) struct Outside {
     pub engine: Config,
     pub authority: Arc<dyn Authority>,
     pub connector: Arc<Connector>,
+    pub lease: Lease,
     /// How far it has come.
     pub progress: watch::Sender<Progress>,
     /// Everything that it tells.
@@ -67,9 +70,10 @@ impl Driver {
             Limits { slowest: std::time::Duration::from_millis(outside.engine.t_disk_ms), ..Limits::default() };
         let Opened { backing, boot, stored } = Backing::open(paths, place, limits).await?;
         let size = Arc::new(AtomicU64::new(stored.superblock.size));
-        let Outside { disk, node, life, boot: boot_id, engine, authority, connector, progress, notices } = outside;
+        let Outside { disk, node, life, boot: boot_id, engine, authority, connector, lease, progress, notices } = outside;
         let opening = Opening { config: engine, node, life, boot: boot_id, stored };
-        let around = Surroundings { disk, node, life, size: size.clone(), authority, connector, progress, notices };
+        let size_of = size.clone();
+        let around = Surroundings { disk, node, life, size: size_of, authority, connector, lease, progress, notices };
         let (inbox, messages) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn(Actor::run(around, opening, Files { backing, boot }, messages));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use model::{Life, NodeId, ReplicaId, Version};
+use model::{Life, MirrorMode, NodeId, ReplicaId, Version};
 
 use super::effect::{BootChange, Effect, Io, Notice, StoreKind};
 use super::event::{Conn, IoId, IoResult, RequestId, View};
@@ -87,6 +87,8 @@ pub(super) struct Base {
     places: u32,
     pub view: Option<View>,
     pub lease: bool,
+    /// Strict, whatever the log says.
+    pub held_strict: bool,
     /// The medium failed (S7): nothing is asked of it any more.
     pub failed: bool,
     pub clean: Clean,
@@ -115,6 +117,7 @@ impl Base {
             places,
             view: None,
             lease: true,
+            held_strict: false,
             failed: false,
             clean: Clean::No,
             jobs: BTreeMap::new(),
@@ -131,8 +134,27 @@ impl Base {
             .is_none_or(|known| (view.mirror.ver, view.mirror.epoch) >= (known.mirror.ver, known.mirror.epoch));
         if newer {
             self.view = Some(view.clone());
+            self.store_mode();
         }
         newer
+    }
+
+    /// The mode that the replica keeps to: strict if the log says so, or the node was told to be; the one that it was told
+    /// last as long as it knows no better.
+    pub fn mode(&self) -> MirrorMode {
+        match &self.view {
+            _ if self.held_strict => MirrorMode::Strict,
+            Some(view) => view.mirror.mode,
+            None => self.sb.mode,
+        }
+    }
+
+    /// Stores the mode, if it is another one.
+    pub fn store_mode(&mut self) {
+        let mode = self.mode();
+        if self.sb.mode != mode {
+            self.set_superblock(|sb| sb.mode = mode);
+        }
     }
 
     /// A number that was not used yet.

@@ -127,6 +127,9 @@ pub enum Event {
     Shutdown,
     /// Whether the node's lease is valid (R2). Valid until told otherwise.
     Lease(bool),
+    /// Whether the node was told to get ready for leases (protocol, 7.3): the replica is strict then, durably, whatever the
+    /// log says. Not until told so.
+    Strict(bool),
     /// The backing has grown to this size in bytes.
     Grown(u64),
     /// A guest's request.

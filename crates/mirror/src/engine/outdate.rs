@@ -112,8 +112,7 @@ impl Primary {
 
     /// How long a member may stay away (O1, O3, 7.2).
     fn look_at_member(&mut self, base: &mut Base, rid: ReplicaId, awaited: bool) {
-        let mode = base.view.as_ref().map(|view| view.mirror.mode).unwrap_or_default();
-        let manual = mode == MirrorMode::Manual;
+        let manual = base.mode() == MirrorMode::Manual;
         let member = self.must_ack.contains(&rid);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         if !member || peer.stage == Stage::Member || self.step < Step::Adopt {

@@ -85,7 +85,7 @@ impl Primary {
     }
 
     fn has_lease(&self, base: &Base) -> bool {
-        base.lease || base.view.as_ref().is_some_and(|view| view.mirror.mode == MirrorMode::Manual)
+        base.lease || base.mode() == MirrorMode::Manual
     }
 
     /// Whoever was asked is gone: ask another.

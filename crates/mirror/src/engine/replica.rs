@@ -93,6 +93,10 @@ impl Replica {
                 None => self.secondary.leave(),
             },
             Event::Lease(valid) => base.lease = valid,
+            Event::Strict(held) => {
+                base.held_strict = held;
+                base.store_mode();
+            }
             Event::Grown(size) => base.set_superblock(|sb| sb.size = sb.size.max(size)),
             Event::Guest(request) => self.request(request),
             Event::Connected(conn) => match &mut self.primary {

@@ -362,6 +362,7 @@ impl Secondary {
                 base.prune_window(|entry| Some(entry.session) != session);
                 base.set_valid(true);
                 raise(base, ver);
+                let mode = if base.held_strict { model::MirrorMode::Strict } else { mode };
                 base.set_superblock(|sb| {
                     sb.consistent = true;
                     sb.mode = mode;

@@ -62,6 +62,8 @@ pub struct Status {
     pub ver: Version,
     /// Whether its content is one that the disk had at some time.
     pub consistent: bool,
+    /// Whether it is strict, durably.
+    pub strict: bool,
     /// Whether its medium failed.
     pub failed: bool,
     /// Whether a secondary has a link to its primary.
@@ -94,6 +96,7 @@ impl Replica {
             epoch: base.sb.epoch,
             ver: primary.map_or(base.sb.hw.ver, |primary| primary.ver),
             consistent: base.sb.consistent,
+            strict: base.durably(|sb| sb.mode == model::MirrorMode::Strict),
             failed: base.failed,
             linked: self.secondary.linked().is_some(),
             replicas: primary.map(|primary| replicas(primary, base)).unwrap_or_default(),

@@ -117,6 +117,7 @@ impl Minder {
                 engine: config.engine.clone(),
                 authority: self.shared.authority.clone(),
                 connector: self.shared.connector.clone(),
+                lease: config.lease.clone(),
                 progress: self.progress.clone(),
                 notices: self.shared.notices.clone(),
             };
@@ -142,6 +143,8 @@ impl Minder {
         mut states: watch::Receiver<Arc<State>>,
     ) -> std::convert::Infallible {
         let node = self.shared.config.node;
+        let mut strict = self.shared.config.strict.clone();
+        driver.event(Event::Strict(*strict.borrow_and_update()));
         let mut told: Option<View> = None;
         let mut standby: Option<RunId> = None;
         // As what it was promoted, or is being.
@@ -182,6 +185,7 @@ impl Minder {
                     // The log is gone, and the daemon with it.
                     std::future::pending::<()>().await;
                 },
+                Ok(()) = strict.changed() => driver.event(Event::Strict(*strict.borrow_and_update())),
                 Some(state) = &mut barrier => {
                     barrier = None.into();
                     // If the disk has gone on meanwhile, the news of that is on its way.

@@ -31,7 +31,7 @@ pub use status::{Connection, DiskState, PeerStatus, ReplicaStatus, Role};
 
 use crate::backing::BootPlace;
 use crate::device::Device;
-use crate::driver::{Authority, Connector, Driver, Incoming, Progress, accept};
+use crate::driver::{Authority, Connector, Driver, Incoming, Lease, Progress, accept};
 use crate::engine::{Config, Event, Notice};
 use crate::nbd::{Server, SocketOptions};
 use exports::Exports;
@@ -46,6 +46,8 @@ const NOTICES: usize = 1024;
 const OPEN_TIME: Duration = Duration::from_secs(10);
 /// How long replicas may take for their orderly end when the daemon ends.
 const STOP_TIME: Duration = Duration::from_secs(5);
+/// How often a replica is looked at that is to store something.
+const LOOK: Duration = Duration::from_millis(5);
 /// How long a replica may take to say how it is.
 const STATUS_TIME: Duration = Duration::from_secs(1);
 
@@ -68,6 +70,10 @@ pub struct KeeperConfig {
     pub user: Option<(u32, u32)>,
     /// Times and limits of the protocol.
     pub engine: Config,
+    /// The node's lease: without it strict disks are not read.
+    pub lease: Lease,
+    /// Whether all replicas are strict, whatever the log says (protocol, 7.3).
+    pub strict: watch::Receiver<bool>,
 }
 
 /// What everything of a keeper shares.
@@ -319,6 +325,42 @@ impl Keeper {
             driver.event(Event::Release);
         };
         self.wait(disk, "released", within, ask, |progress| progress.released).await.map(drop)
+    }
+
+    /// Waits until all replicas of this node are strict, durably; they were told so by [`KeeperConfig::strict`]. Those that
+    /// can't be used are none of which anybody is a member.
+    ///
+    /// # Errors
+    /// [`KeeperError::Late`]: not within that time; it may still happen.
+    pub async fn all_strict(&self, within: Duration) -> Result<(), KeeperError> {
+        let start = tokio::time::Instant::now();
+        let slots = self.shared.slots.borrow().by_disk.clone();
+        for (disk, slot) in slots {
+            let what = "made strict";
+            let strict = async {
+                let mut drivers = slot.driver.clone();
+                let mut progress = slot.progress.subscribe();
+                let unusable = |progress: &Progress| progress.failed.is_some() || progress.medium_failed;
+                loop {
+                    let opened = tokio::select! {
+                        opened = drivers.wait_for(Option::is_some) => opened.ok().and_then(|driver| driver.clone()),
+                        _ = progress.wait_for(unusable) => return,
+                    };
+                    match opened {
+                        Some(driver) if driver.report().await.is_none_or(|report| report.status.strict) => return,
+                        // It was removed.
+                        None => return,
+                        Some(_) if unusable(&slot.progress.borrow()) => return,
+                        Some(_) => tokio::time::sleep(LOOK).await,
+                    }
+                }
+            };
+            if tokio::time::timeout_at(start + within, strict).await.is_err() {
+                let why = slot.progress.borrow().failed.clone();
+                return Err(KeeperError::Late { disk, what, within, why });
+            }
+        }
+        Ok(())
     }
 
     /// The disk as the guest of a run sees it, for a use without NBD.

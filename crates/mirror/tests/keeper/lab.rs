@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mirror::driver::{Authority, outcome_of};
+use mirror::driver::{Authority, Lease, outcome_of};
 use mirror::engine::{Config, Outcome};
 use mirror::keeper::{Export, Keeper, KeeperConfig, NewReplica, ReplicaStatus};
 use mirror::wire::{self, Channel, Frame, Hello, Link};
@@ -122,6 +122,9 @@ struct Node {
     boot: AtomicU32,
     way: Arc<Way>,
     identity: Arc<Identity>,
+    /// Until when it has a lease, by a clock that stands still.
+    until: watch::Sender<Duration>,
+    strict: watch::Sender<bool>,
     running: Mutex<Option<(Runtime, Arc<Keeper>)>>,
 }
 
@@ -175,6 +178,8 @@ impl Lab {
             boot: AtomicU32::new(0),
             way: Arc::new(Way { log: log.clone(), cut: watch::Sender::new(false), unanswered: watch::Sender::new(0) }),
             identity: Arc::new(identity(&ca, cluster, number)),
+            until: watch::Sender::new(Duration::MAX),
+            strict: watch::Sender::new(false),
             running: Mutex::new(None),
         });
         let nodes: Vec<Node> = nodes.collect();
@@ -249,12 +254,24 @@ impl Lab {
             port: PORT,
             user: None,
             engine: self.engine.clone(),
+            lease: Lease::new(it.until.subscribe(), || Duration::ZERO),
+            strict: it.strict.subscribe(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let way = it.way.clone();
         let keeper = runtime.spawn(async move { Keeper::start(config, identity, way).await }).await.unwrap().unwrap();
         *it.running.lock().unwrap() = Some((runtime, keeper.clone()));
         keeper
+    }
+
+    /// Gives a node a lease, or takes it.
+    pub fn lease(&self, node: usize, held: bool) {
+        self.node(node).until.send_replace(if held { Duration::MAX } else { Duration::ZERO });
+    }
+
+    /// Tells a node to be strict, or not to be any more.
+    pub fn strict(&self, node: usize, strict: bool) {
+        self.node(node).strict.send_replace(strict);
     }
 
     /// Ends a node's keeper as SIGKILL would: at once, but for what the kernel has been asked already.

@@ -64,6 +64,62 @@ async fn a_new_disk_is_in_sync_and_what_a_hypervisor_writes_is_on_both_nodes() {
     lab.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strict_disk_is_read_only_with_a_lease_and_written_without() {
+    let lab = Lab::new(2, patient()).await;
+    let disk = lab.add_disk(&[1, 2], 16).await;
+    assert_eq!(disk.mirror(&lab.log.state()).mode, MirrorMode::Strict);
+    let (run, _) = lab.own(&disk, 1).await;
+    let device = lab.keeper(1).device(disk.disk, run).unwrap();
+    device.write(0, Bytes::from_static(&[7; 4096]), false).await.unwrap();
+
+    lab.lease(1, false);
+    let mut read = device.read(0, 4096);
+    // What the engine has decided about the read is known when a later request was answered.
+    tokio::select! {
+        biased;
+        _ = &mut read => panic!("read without a lease"),
+        written = device.write(4096, Bytes::from_static(&[8; 4096]), false) => written.unwrap(),
+    }
+    assert!(futures::poll!(&mut read).is_pending());
+    lab.lease(1, true);
+    assert_eq!(tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap(), [7; 4096][..]);
+    lab.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_told_to_be_strict_is_so_whatever_the_log_says() {
+    let lab = Lab::new(2, patient()).await;
+    let disk = lab.add_disk(&[1, 2], 16).await;
+    lab.log.run(vec![Command::Disarm { node: NodeId(2) }]);
+    assert_eq!(disk.mirror(&lab.log.state()).mode, MirrorMode::Manual);
+    let (run, _) = lab.own(&disk, 1).await;
+    let device = lab.keeper(1).device(disk.disk, run).unwrap();
+    lab.lease(1, false);
+    tokio::time::timeout(PATIENCE, device.read(0, 4096)).await.unwrap().unwrap();
+
+    for node in [1, 2] {
+        lab.strict(node, true);
+        lab.keeper(node).all_strict(PATIENCE).await.unwrap();
+    }
+    let mut read = device.read(0, 4096);
+    tokio::select! {
+        biased;
+        _ = &mut read => panic!("read without a lease"),
+        written = device.write(4096, Bytes::from_static(&[8; 4096]), false) => written.unwrap(),
+    }
+    assert!(futures::poll!(&mut read).is_pending());
+    // It is stored: a daemon that is started anew knows it before it has heard anything.
+    lab.kill(2).await;
+    lab.start(2).await;
+    lab.in_sync(&disk).await;
+    lab.keeper(2).all_strict(PATIENCE).await.unwrap();
+
+    lab.strict(1, false);
+    tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+    lab.end().await;
+}
+
 /// A disk in use on node 1, its copy on node 2, and a guest that works on it.
 async fn busy(lab: &Lab, rng: &mut Rng) -> (TestDisk, RunId, Guest) {
     let disk = lab.add_disk(&[1, 2], 16).await;

@@ -69,12 +69,16 @@ impl Agent {
             // An order that comes late: it was started, and whether it goes on here is its migration's to decide.
             return Ok(());
         }
-        if there.is_none() {
-            self.over.check(spec, run)?;
-            let machine = self.machine(spec, run, Exporting::Serving).await?;
-            driver.start(&machine).await.map_err(hypervisor_failed)?;
-        }
+        let process = match there {
+            Some(there) => there.process,
+            None => {
+                self.over.check(spec, run)?;
+                let machine = self.machine(spec, run, Exporting::Serving).await?;
+                driver.start(&machine).await.map_err(hypervisor_failed)?.process
+            }
+        };
         self.unless_over(spec, run).await?;
+        self.before_it_runs(run, process).await?;
         if !paused {
             driver.resume(&name).await.map_err(hypervisor_failed)?;
         }

@@ -44,6 +44,14 @@ impl Agent {
         })
     }
 
+    /// What this node's log once had and the cluster's has not; see [`crate::recovery`].
+    fn surplus_files(&self) -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(&self.config.state_dir).into_iter().flatten().flatten();
+        let beyond = |name: &str| name.starts_with("log.") && name.ends_with(".beyond");
+        let found = entries.filter(|entry| entry.file_name().to_str().is_some_and(beyond));
+        found.map(|entry| entry.path()).collect()
+    }
+
     pub(super) async fn verify(&self, request: &VerifyRequest) -> Result<Vec<Problem>, Failure> {
         let mut problems = Vec::new();
         let mut node = |code: &str, text: String, warning: bool| {
@@ -77,6 +85,14 @@ impl Agent {
                 Err(_) => "no answer within 2 s".into(),
             };
             node("ENODENET", format!("tcp communication with node '{name}': {why}"), false);
+        }
+        for path in self.surplus_files() {
+            let text = format!(
+                "'{}' has entries of this node's log that the cluster went on without, by 'master-failover --no-voting'; read it, \
+                 and remove it with the copy of the log beside it",
+                path.display()
+            );
+            node("ENODEFILECHECK", text, true);
         }
         let (mirrored, disks): (Vec<&DiskRef>, Vec<&DiskRef>) =
             request.disks.iter().partition(|disk| disk.template == DiskTemplate::Drbd);

@@ -58,6 +58,17 @@ impl Agent {
         Ok(found.map(|running| running.state))
     }
 
+    /// Refuses what must not go on without a lease, or without a guard that watches it.
+    async fn may_go_on(&self, hypervisor: &str, run: RunId) -> Result<(), Failure> {
+        let name = run_name(run);
+        let found = self.hypervisor(hypervisor)?.list().await.into_iter().find(|running| running.run == name);
+        match found {
+            Some(running) => self.before_it_runs(run, running.process).await,
+            // It has ended: who lets it go on finds out.
+            None => Ok(()),
+        }
+    }
+
     /// As what a run is known by everything that is committed by now.
     async fn standing(&self, run: RunId, migration: Uuid) -> Result<Standing, Failure> {
         let state = self.keeper()?.newest().await;
@@ -95,8 +106,9 @@ impl Agent {
             }
         }
         tracing::info!(instance = spec.name, %run, %migration, "waits for the memory of a guest");
-        self.hypervisor(&spec.hypervisor)?.start_incoming(&destination).await.map_err(hypervisor_failed)?;
-        self.unless_over(spec, run).await
+        let made = self.hypervisor(&spec.hypervisor)?.start_incoming(&destination).await.map_err(hypervisor_failed)?;
+        self.unless_over(spec, run).await?;
+        self.before_it_runs(run, made.process).await
     }
 
     /// How far the sending is, when it has ended or after that time.
@@ -170,6 +182,7 @@ impl Agent {
         }
         tracing::debug!(%run, elapsed = ?begun.elapsed(), "the disks serve the guest");
         let (driver, name) = (self.hypervisor(hypervisor)?, run_name(run));
+        self.may_go_on(hypervisor, run).await?;
         if !paused {
             driver.resume(&name).await.map_err(hypervisor_failed)?;
         }
@@ -216,6 +229,7 @@ impl Agent {
             Some(_) => false,
         };
         if goes_on && self.standing(run, migration).await? == Standing::Stays {
+            self.may_go_on(hypervisor, run).await?;
             match driver.resume(&name).await {
                 Ok(()) | Err(hypervisor::Error::NoSuchRun { .. }) => {}
                 Err(error) => return Err(hypervisor_failed(error)),

@@ -1,5 +1,6 @@
 //! Does on this node what the master asks.
 
+mod arming;
 mod copy;
 mod disks;
 mod ends;
@@ -25,6 +26,7 @@ use crate::address::AddressKeeper;
 use crate::config::Config;
 use crate::guard::GuardLink;
 use crate::migration::Sends;
+use arming::Arming;
 use disks::Attached;
 use guests::{Over, Turns};
 
@@ -34,6 +36,7 @@ pub struct Agent {
     pub(crate) address: AddressKeeper,
     /// The connection to this node's guard, which has the lease.
     pub(crate) guard: Arc<GuardLink>,
+    pub(crate) arming: Arc<Arming>,
     hypervisors: BTreeMap<&'static str, Arc<dyn Hypervisor>>,
     /// Mirrored disks, while this node is in a cluster.
     keeper: Mutex<Option<Arc<Keeper>>>,
@@ -54,6 +57,7 @@ impl Agent {
     pub async fn start(config: Arc<Config>) -> Result<Arc<Self>, Failure> {
         // First of all: taking guests over may last, and the guard waits for a sign of life.
         let guard = GuardLink::start(&config.run_dir, ha::Times::default());
+        let arming = Arc::new(Arming::new(&config.state_dir));
         let (uid, gid) = config.qemu_user;
         let qemu = Qemu::new(QemuConfig {
             binary: config.qemu.clone(),
@@ -85,6 +89,7 @@ impl Agent {
             config,
             address: AddressKeeper::default(),
             guard,
+            arming,
             hypervisors,
             keeper: Mutex::default(),
             sends: Sends::default(),
@@ -156,7 +161,8 @@ impl Agent {
             Call::Stay { hypervisor, run, migration, disks, .. } => {
                 self.stay(&hypervisor, run, migration, &disks).await.map(|()| Reply::Done)
             }
-            Call::Arm | Call::Disarm => Err(Failure::failed("not built yet")),
+            Call::Arm => self.arm().await.map(|()| Reply::Done),
+            Call::Disarm => self.disarm().await.map(|()| Reply::Done),
             // With the connections and the state of the member.
             Call::Send { .. } | Call::CaughtUp { .. } | Call::Leave => {
                 Err(Failure::failed("this is not for the agent"))

@@ -8,17 +8,47 @@ use std::sync::Arc;
 use hypervisor::Pidfd;
 use model::RunId;
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::process::Input;
-use super::wire::Watched;
+use super::wire::{As, Standing, Watched};
 
 /// They, with handles on their processes.
 pub(super) struct Guests {
     /// Where they are written down: the next guard takes them over before any daemon tells it.
     path: PathBuf,
+    boot: String,
+    identity: Option<As>,
     guests: BTreeMap<RunId, Guest>,
     inbox: mpsc::UnboundedSender<Input>,
+}
+
+/// What a guard leaves for the next one.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct LeftBehind {
+    /// In which boot.
+    boot: String,
+    /// As whom it asked.
+    pub identity: Option<As>,
+    /// What it watched. Some of them may have ended since.
+    pub runs: Vec<Watched>,
+}
+
+impl LeftBehind {
+    /// Of this boot; of an earlier one everything is gone.
+    pub fn read(path: &Path, boot: &str) -> Self {
+        let read = std::fs::read(path).and_then(|text| Ok(serde_json::from_slice::<Self>(&text)?));
+        match read {
+            Ok(left) if left.boot == boot => left,
+            Ok(_) => Self::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(error) => {
+                tracing::error!(%error, path = %path.display(), "what the guard before watched can't be read");
+                Self::default()
+            }
+        }
+    }
 }
 
 struct Guest {
@@ -31,23 +61,22 @@ struct Guest {
 
 impl Guests {
     /// None yet.
-    pub fn new(path: PathBuf, inbox: mpsc::UnboundedSender<Input>) -> Self {
-        Self { path, guests: BTreeMap::new(), inbox }
+    pub fn new(path: PathBuf, boot: String, inbox: mpsc::UnboundedSender<Input>) -> Self {
+        Self { path, boot, identity: None, guests: BTreeMap::new(), inbox }
     }
 
-    /// Those that the guard before this one watched, as far as they still live. Not taken yet.
-    pub fn left_behind(path: &Path) -> Vec<Watched> {
-        match std::fs::read(path) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                tracing::error!(%error, path = %path.display(), "what the guard before watched can't be read");
-                Vec::new()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => {
-                tracing::error!(%error, path = %path.display(), "what the guard before watched can't be read");
-                Vec::new()
-            }
+    /// Notes where the node stands, and answers as whom the lease is to be asked for.
+    pub fn identify(&mut self, standing: Standing) -> Option<As> {
+        let identity = match standing {
+            Standing::Unknown => self.identity,
+            Standing::Outside => None,
+            Standing::Inside(identity) => Some(identity),
+        };
+        if self.identity != identity {
+            self.identity = identity;
+            self.save();
         }
+        identity
     }
 
     /// Watches a run from now on.
@@ -140,9 +169,10 @@ impl Guests {
     }
 
     fn save(&self) {
-        let watched: Vec<&Watched> = self.guests.values().map(|guest| &guest.watched).collect();
+        let runs = self.guests.values().map(|guest| guest.watched.clone()).collect();
+        let left = LeftBehind { boot: self.boot.clone(), identity: self.identity, runs };
         let fresh = self.path.with_extension("new");
-        let saved = serde_json::to_vec(&watched)
+        let saved = serde_json::to_vec(&left)
             .map_err(io::Error::from)
             .and_then(|text| std::fs::write(&fresh, text))
             .and_then(|()| std::fs::rename(&fresh, &self.path));

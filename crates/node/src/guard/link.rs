@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::SOCKET;
-use super::wire::{Surroundings, ToDaemon, ToGuard, Watched, line};
+use super::wire::{Standing, Surroundings, ToDaemon, ToGuard, Watched, line};
 use crate::clock::boottime;
 
 /// How often the daemon gives a sign of life.
@@ -51,7 +51,7 @@ pub struct GuardLink {
     /// Until when the guard says that the lease lasts; zero if it never said so.
     until: watch::Sender<Now>,
     connected: watch::Sender<bool>,
-    identity: watch::Sender<Option<ha::guard::Identity>>,
+    standing: watch::Sender<Standing>,
     around: watch::Sender<Surroundings>,
     known: Mutex<Known>,
     numbers: AtomicU64,
@@ -84,7 +84,7 @@ impl GuardLink {
             times,
             until: watch::Sender::new(Now::ZERO),
             connected: watch::Sender::new(false),
-            identity: watch::Sender::new(None),
+            standing: watch::Sender::new(Standing::Unknown),
             around: watch::Sender::new(Surroundings::default()),
             known: Mutex::new(Known { heard: boottime(), ..Known::default() }),
             numbers: AtomicU64::new(0),
@@ -110,9 +110,11 @@ impl GuardLink {
         boottime() < *self.until.borrow()
     }
 
-    /// Tells the guard as whom to ask for the lease; `None` if the node is in no cluster.
+    /// Tells the guard as whom to ask for the lease; `None` if the node is in no cluster. Until this was called everything is
+    /// as the guard knows it from the daemon before this one.
     pub fn identify(&self, identity: Option<ha::guard::Identity>) {
-        self.identity.send_if_modified(|told| std::mem::replace(told, identity) != identity);
+        let standing = identity.map_or(Standing::Outside, |identity| Standing::Inside(identity.into()));
+        self.standing.send_if_modified(|told| std::mem::replace(told, standing) != standing);
     }
 
     /// Tells the guard whom to ask.
@@ -145,10 +147,14 @@ impl GuardLink {
         }
     }
 
-    /// The same without waiting: for runs that go on whatever the guard says.
+    /// The same without waiting, where something of it is news: for runs that go on whatever the guard says.
     pub(crate) fn know(self: &Arc<Self>, run: RunId, process: Option<ProcessId>, protected: bool) {
-        // With the next guard, if there is none.
-        let _ = self.send(Watched { run, process, protected });
+        let watched = Watched { run, process, protected };
+        let is_news = self.lock().runs.get(&run).is_none_or(|known| known.watched != watched);
+        if is_news {
+            // With the next guard, if there is none.
+            let _ = self.send(watched);
+        }
     }
 
     /// How a run was registered last: whether it is protected.
@@ -156,9 +162,17 @@ impl GuardLink {
         self.lock().runs.get(&run).map(|known| known.watched.protected)
     }
 
-    /// The runs that are registered, or are to be.
-    pub(crate) fn runs(&self) -> BTreeSet<RunId> {
-        self.lock().runs.keys().copied().collect()
+    /// Forgets the runs without a process that are not among these. The end of a process is seen without being told.
+    pub(crate) fn retain(&self, here: &BTreeSet<RunId>) {
+        let mut known = self.lock();
+        let is_over = |(run, it): &(&RunId, &Run)| it.process.is_none() && !here.contains(run);
+        let over: Vec<RunId> = known.runs.iter().filter(is_over).map(|(run, _)| *run).collect();
+        for run in over {
+            known.runs.remove(&run);
+            if let Some(out) = &known.out {
+                let _ = out.send(ToGuard::Ended(run));
+            }
+        }
     }
 
     fn send(self: &Arc<Self>, watched: Watched) -> Result<oneshot::Receiver<Result<(), String>>, GuardError> {
@@ -203,17 +217,6 @@ impl GuardLink {
         process
     }
 
-    /// Tells that a run is over. Of one with a process that is seen without being told.
-    pub fn ended(&self, run: RunId) {
-        let mut known = self.lock();
-        if known.runs.get(&run).is_some_and(|known| known.process.is_none()) {
-            known.runs.remove(&run);
-            if let Some(out) = &known.out {
-                let _ = out.send(ToGuard::Ended(run));
-            }
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,7 +226,7 @@ impl GuardLink {
         let mut known = self.lock();
         known.heard = boottime();
         // First, so that the guard asks for a lease while it takes the rest.
-        let _ = out.send(ToGuard::Tick(self.identity.borrow().map(Into::into)));
+        let _ = out.send(ToGuard::Tick(*self.standing.borrow()));
         let _ = out.send(ToGuard::Surroundings(self.around.borrow().clone()));
         known.out = Some(out);
         self.register_again(&mut known, |_| true);
@@ -316,7 +319,7 @@ async fn session(link: &GuardLink, stream: UnixStream) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let (out, mut messages) = mpsc::unbounded_channel();
     link.greet(out);
-    let (mut identity, mut around) = (link.identity.subscribe(), link.around.subscribe());
+    let (mut standing, mut around) = (link.standing.subscribe(), link.around.subscribe());
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lines = BufReader::new(reader).lines();
@@ -334,7 +337,7 @@ async fn session(link: &GuardLink, stream: UnixStream) -> io::Result<()> {
             }
             Some(message) = messages.recv() => message,
             Ok(()) = around.changed() => ToGuard::Surroundings(around.borrow_and_update().clone()),
-            Ok(()) = identity.changed() => ToGuard::Tick(identity.borrow_and_update().map(Into::into)),
+            Ok(()) = standing.changed() => ToGuard::Tick(*standing.borrow_and_update()),
             _ = ticks.tick() => {
                 if boottime().saturating_sub(link.lock().heard) > link.times.guard_silence {
                     tracing::error!("the guard gives no sign of life; it is killed, for another to be started");
@@ -345,7 +348,7 @@ async fn session(link: &GuardLink, stream: UnixStream) -> io::Result<()> {
                 }
                 // In a task of its own: a sign of life of a runtime that still takes on work.
                 let _ = tokio::spawn(async {}).await;
-                ToGuard::Tick(link.identity.borrow().map(Into::into))
+                ToGuard::Tick(*link.standing.borrow())
             }
         };
         let message = line(&message);

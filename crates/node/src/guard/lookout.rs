@@ -13,7 +13,7 @@ use std::time::Duration;
 use ha::Now;
 use nix::sys::signal::Signal;
 
-use super::guests::Guests;
+use super::guests::LeftBehind;
 use super::timer::Alarm;
 use super::{LOCK, RUNS};
 use crate::clock::boottime;
@@ -38,8 +38,9 @@ pub(super) fn start(command: &[OsString], until: Now) -> std::io::Result<u32> {
 pub async fn lookout(run_dir: &Path, until: Now, guard: i32) -> std::io::Result<()> {
     let alarm = Alarm::new()?;
     // Handles first: what has its number by then may be another process.
-    let left_behind = Guests::left_behind(&run_dir.join(RUNS)).into_iter().filter(|watched| watched.protected);
-    let guests: Vec<_> = left_behind.filter_map(|it| Some((it.run, it.process?.open().ok()??))).collect();
+    let left = LeftBehind::read(&run_dir.join(RUNS), &crate::config::boot_id()?);
+    let protected = left.runs.into_iter().filter(|watched| watched.protected);
+    let guests: Vec<_> = protected.filter_map(|it| Some((it.run, it.process?.open().ok()??))).collect();
     let lock = run_dir.join(LOCK);
     loop {
         if home::holder(&lock)?.flatten().is_some_and(|holder| holder != guard) {

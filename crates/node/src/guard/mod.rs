@@ -5,6 +5,7 @@
 //! disks, its memory is locked, and one task does everything, so that whatever hangs on the node the guests that it watches
 //! are stopped in time.
 
+mod attend;
 mod guests;
 mod link;
 mod lookout;
@@ -16,12 +17,14 @@ mod supervisor;
 mod timer;
 mod wire;
 
+pub use ha::Times;
 pub use link::{GuardError, GuardLink};
 pub use lookout::lookout;
 pub use process::{GuardConfig, GuardStartError, run};
 pub use realtime::favour;
+pub(crate) use attend::attend;
 pub(crate) use renewals::LEASE_PATH;
-pub(crate) use wire::{ClusterAddress, Surroundings};
+pub(crate) use wire::ClusterAddress;
 
 /// The guard's socket in the run directory.
 const SOCKET: &str = "guard.sock";

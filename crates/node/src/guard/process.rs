@@ -18,11 +18,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::guests::Guests;
+use super::guests::{Guests, LeftBehind};
 use super::renewals::{Renewals, Whose};
 use super::supervisor::Supervisor;
 use super::timer::Alarm;
-use super::wire::{Surroundings, ToDaemon, ToGuard, Watched};
+use super::wire::{Standing, Surroundings, ToDaemon, ToGuard, Watched};
 use super::{LOCK, RUNS, SOCKET, lookout, server};
 use crate::clock::boottime;
 use crate::home;
@@ -104,10 +104,11 @@ pub async fn run(config: GuardConfig) -> Result<(), GuardStartError> {
     let (sender, inbox) = mpsc::unbounded_channel();
     rehearse(config.times);
     let runs = config.run_dir.join(RUNS);
-    let left_behind = Guests::left_behind(&runs);
+    let boot = crate::config::boot_id()?;
+    let left = LeftBehind::read(&runs, &boot);
     let mut process = Process {
         machine: Guard::new(config.times, boottime()),
-        guests: Guests::new(runs, sender.clone()),
+        guests: Guests::new(runs, boot, sender.clone()),
         renewals: Renewals::new(home::identity_dir(&config.state_dir), config.times.lease, sender.clone()),
         daemon: Supervisor::new(config.daemon.clone(), config.run_dir.clone()),
         connection: None,
@@ -118,7 +119,9 @@ pub async fn run(config: GuardConfig) -> Result<(), GuardStartError> {
         out: Vec::new(),
         config,
     };
-    for watched in left_behind {
+    // The daemon may be the one that hangs: it has to be heard within the usual time from now on.
+    process.hear(ToGuard::Tick(left.identity.map_or(Standing::Outside, Standing::Inside))).await;
+    for watched in left.runs {
         // One that has ended meanwhile is no news.
         let _ = process.watch(watched).await;
     }
@@ -214,7 +217,10 @@ impl Process {
                 }
             }
             Input::Disconnected(number) if current(number) => self.connection = None,
-            Input::Said(number, said) if current(number) => self.hear(said).await,
+            Input::Said(number, said) if current(number) => {
+                self.daemon.lives();
+                self.hear(said).await;
+            }
             Input::Disconnected(_) | Input::Said(..) => {}
             Input::Answer(q, answer) => {
                 let granted = match &answer {
@@ -238,8 +244,8 @@ impl Process {
 
     async fn hear(&mut self, said: ToGuard) {
         match said {
-            ToGuard::Tick(identity) => {
-                let identity = identity.map(ha::guard::Identity::from);
+            ToGuard::Tick(standing) => {
+                let identity = self.guests.identify(standing).map(ha::guard::Identity::from);
                 if let Some(identity) = identity {
                     self.renewals.prepare((identity.inc, identity.node));
                 }

@@ -19,6 +19,8 @@ use crate::home;
 const WELL: Duration = Duration::from_secs(10);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(3);
+/// How long a daemon that was just started may take for its first word.
+const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How often it is looked whether a daemon still has the run directory that can't be watched.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -30,6 +32,8 @@ pub(super) struct Supervisor {
     daemon: Daemon,
     /// Before the next start, if this daemon ends before it was well.
     delay: Duration,
+    /// This one has said something.
+    lives: bool,
     /// No other one is started.
     ending: bool,
 }
@@ -54,7 +58,7 @@ enum Daemon {
 impl Supervisor {
     pub fn new(command: Vec<OsString>, run_dir: PathBuf) -> Self {
         let daemon = Daemon::None { start: Instant::now() };
-        Self { command, run_dir, daemon, delay: Duration::ZERO, ending: false }
+        Self { command, run_dir, daemon, delay: Duration::ZERO, lives: false, ending: false }
     }
 
     /// Starts a daemon where there is none, when it is time, and waits for its end. Returns whenever something of that was
@@ -72,7 +76,11 @@ impl Supervisor {
             }
             Daemon::Child { child, since } => {
                 let since = *since;
-                match child.wait().await {
+                let ended = tokio::select! {
+                    ended = child.wait() => ended,
+                    () = tokio::time::sleep_until(since + FIRST_WORD), if !self.lives => return self.give_up(),
+                };
+                match ended {
                     Ok(status) => tracing::warn!(%status, "the daemon has ended"),
                     Err(error) => tracing::error!(%error, "the daemon can't be waited for"),
                 }
@@ -80,7 +88,11 @@ impl Supervisor {
             }
             Daemon::Adopted { process, since } => {
                 let since = *since;
-                match process.exited().await {
+                let ended = tokio::select! {
+                    ended = process.exited() => ended,
+                    () = tokio::time::sleep_until(since + FIRST_WORD), if !self.lives => return self.give_up(),
+                };
+                match ended {
                     Ok(()) => tracing::warn!("the daemon has ended"),
                     Err(error) => tracing::error!(%error, "the daemon can't be waited for"),
                 }
@@ -89,7 +101,20 @@ impl Supervisor {
         }
     }
 
+    /// The daemon has said something.
+    pub fn lives(&mut self) {
+        self.lives = true;
+    }
+
+    fn give_up(&mut self) {
+        // Once: a process in the middle of its end can't be hurried.
+        self.lives = true;
+        tracing::error!("the daemon said nothing since it was started; it is killed and started anew");
+        self.signal(Signal::SIGKILL);
+    }
+
     fn start(&mut self) {
+        self.lives = false;
         self.daemon = match self.living() {
             Some(daemon) => daemon,
             None => self.spawn(),

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToGuard {
-    /// It lives, and the node is this one; answered by [`ToDaemon::Lease`].
-    Tick(Option<As>),
+    /// It lives, and knows that of the node; answered by [`ToDaemon::Lease`].
+    Tick(Standing),
     /// Whom the guard may have to ask.
     Surroundings(Surroundings),
     /// A run is there; answered by [`ToDaemon::Registered`].
@@ -40,6 +40,19 @@ pub(super) enum ToDaemon {
         /// Why not.
         outcome: Result<(), String>,
     },
+}
+
+/// Where the node stands, as far as its daemon knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Standing {
+    /// It has only just started: it is as it was.
+    #[default]
+    Unknown,
+    /// In no cluster.
+    Outside,
+    /// In a cluster.
+    Inside(As),
 }
 
 /// [`ha::guard::Identity`], to be sent.
@@ -113,8 +126,8 @@ mod tests {
         };
         let watched = Watched { run: RunId(7), process: None, protected: true };
         for message in [
-            ToGuard::Tick(Some(As { inc: Incarnation::default(), node: NodeId(1), life: Life(3) })),
-            ToGuard::Tick(None),
+            ToGuard::Tick(Standing::Inside(As { inc: Incarnation::default(), node: NodeId(1), life: Life(3) })),
+            ToGuard::Tick(Standing::Unknown),
             ToGuard::Surroundings(around),
             ToGuard::Register { number: 1, watched },
             ToGuard::Ended(RunId(7)),
