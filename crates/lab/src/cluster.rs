@@ -57,7 +57,7 @@ pub struct Config {
     /// The binary that all commands are names of. It is copied: a build does not disturb a lab that runs. Its
     /// `main` must call [`entry`](crate::entry).
     pub binary: PathBuf,
-    /// How a node's daemon is started.
+    /// What a node's init runs: the guard, which starts the daemon.
     pub daemon: Vec<String>,
 }
 
@@ -72,7 +72,7 @@ impl Default for Config {
             nodes: 2,
             witness: true,
             binary: path("CARDUME_BIN", "/proc/self/exe"),
-            daemon: ["cardume", "daemon", "--state-dir", "/var/lib/cardume"].map(str::to_owned).to_vec(),
+            daemon: ["cardume", "guard", "--state-dir", "/var/lib/cardume"].map(str::to_owned).to_vec(),
         }
     }
 }

@@ -32,8 +32,8 @@ use crate::{mounts, sys};
 pub(crate) const COMMAND: &str = "lab-init";
 const INSIDE: &str = "inside";
 
-/// How long the daemon may take to end after SIGTERM.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the guard and its daemon may take to end after SIGTERM.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A daemon that has run this long was well: the next restart is without delay again.
 const WELL: Duration = Duration::from_secs(10);

@@ -41,7 +41,8 @@ impl Part {
         let word = line.get(1).map(String::as_str);
         match self {
             Part::Daemon => is_ours && word == Some("daemon"),
-            Part::Guard => is_ours && word == Some("guard"),
+            // One that ends leaves somebody behind to look after the guests until their lease ends.
+            Part::Guard => is_ours && word == Some("guard") && !line.iter().any(|word| word == "--lookout"),
             Part::Guest(name) => guest(line) == Some(name),
         }
     }

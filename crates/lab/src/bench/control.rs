@@ -105,7 +105,7 @@ fn idle(lab: &Lab) -> anyhow::Result<Vec<Measure>> {
     let nodes = ["node01", "node02", "witness"].map(|name| lab.node(name));
     let [master, other, witness] = nodes;
     let nodes = [master?, other?, witness?];
-    let cpu = || nodes.iter().map(|node| Ok(node.usage_of(&Part::Daemon)?.cpu)).collect::<anyhow::Result<Vec<_>>>();
+    let cpu = || nodes.iter().map(|node| Ok(node.usage()?.cpu)).collect::<anyhow::Result<Vec<_>>>();
     thread::sleep(Duration::from_secs(2));
     let (begun, before) = (Instant::now(), cpu()?);
     thread::sleep(IDLE);
@@ -175,16 +175,18 @@ fn failovers(lab: &Lab) -> anyhow::Result<Measure> {
 }
 
 fn memory(lab: &Lab) -> anyhow::Result<Vec<Measure>> {
-    let usage = |name: &str| anyhow::Ok(lab.node(name)?.usage_of(&Part::Daemon)?);
+    let usage = |name: &str| anyhow::Ok(lab.node(name)?.usage()?);
     let (master, other, witness) = (usage("node01")?, usage("node02")?, usage("witness")?);
+    let guard = lab.node("node01")?.usage_of(&Part::Guard)?;
     let peer = |value, remark| Some(Peer { value, remark });
     let mib = |name, bytes: u64, peer| Measure::of(name, "MiB", vec![bytes as f64 / MIB], peer);
     Ok(vec![
-        mib("memory of the daemon (PSS), master", master.pss, peer(152.0, "of all daemons, fresh cluster")),
-        mib("memory of the daemon (PSS), other node", other.pss, peer(47.0, "of all daemons, fresh cluster")),
-        mib("memory of the daemon (PSS), witness", witness.pss, None),
-        mib("memory of the daemon (RSS), master", master.rss, peer(208.0, "of all daemons, fresh cluster")),
-        mib("memory of the daemon (RSS), other node", other.rss, peer(88.0, "of all daemons, fresh cluster")),
-        mib("memory of the daemon (RSS), witness", witness.rss, None),
+        mib("memory of daemon and guard (PSS), master", master.pss, peer(152.0, "of all daemons, fresh cluster")),
+        mib("memory of daemon and guard (PSS), other node", other.pss, peer(47.0, "of all daemons, fresh cluster")),
+        mib("memory of daemon and guard (PSS), witness", witness.pss, None),
+        mib("memory of the guard alone (PSS), master", guard.pss, None),
+        mib("memory of daemon and guard (RSS), master", master.rss, peer(208.0, "of all daemons, fresh cluster")),
+        mib("memory of daemon and guard (RSS), other node", other.rss, peer(88.0, "of all daemons, fresh cluster")),
+        mib("memory of daemon and guard (RSS), witness", witness.rss, None),
     ])
 }
