@@ -198,6 +198,12 @@ impl Guard {
         now < self.until
     }
 
+    /// Whether the cluster's address may be put on as the master of `term`: not after the guard has told a later one, or will
+    /// tell it, that this node is without it.
+    pub fn may_have_address(&self, term: u64, now: Now) -> bool {
+        self.holds(now) && self.without_address < term
+    }
+
     /// When [`Event::Tick`] is due at the latest.
     pub fn next(&self) -> Now {
         let parked = self.runs.values().filter_map(|run| self.parked_until(run));

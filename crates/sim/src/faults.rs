@@ -1,0 +1,96 @@
+//! What goes wrong.
+
+use crate::node::{Role, Signal};
+use crate::world::{Ev, World};
+
+/// Something goes wrong, and the next thing a while later.
+pub fn act(world: &mut World) {
+    if !world.faults {
+        return;
+    }
+    let next = world.rng.range(50_000, 1_500_000);
+    world.after(next, Ev::Fault);
+    let count = world.machines.len() as u64;
+    let node = world.rng.range(0, count) as usize;
+    let other = (node + world.rng.range(1, count) as usize) % world.machines.len();
+    match world.rng.range(0, 100) {
+        0..10 => kill(world, node, Role::Daemon),
+        10..17 => kill(world, node, Role::Guard),
+        17..29 => {
+            world.cut_power(node);
+            let back = world.rng.range(200_000, 5_000_000);
+            world.after(back, Ev::Boot(node));
+        }
+        29..31 => {
+            for node in 0..world.machines.len() {
+                world.cut_power(node);
+                let back = world.rng.range(100_000, 2_000_000);
+                world.after(back, Ev::Boot(node));
+            }
+        }
+        31..50 => isolate(world, node),
+        50..64 => cut(world, node, other),
+        64..74 => pause(world, node, &[Role::Daemon]),
+        74..80 => pause(world, node, &[Role::Guard]),
+        80..84 => pause(world, node, &[Role::Daemon, Role::Guard]),
+        _ => crash(world, node),
+    }
+}
+
+fn kill(world: &mut World, node: usize, role: Role) {
+    world.kill(node, role);
+    let back = world.rng.range(10_000, 600_000);
+    world.after(back, Ev::Start(node, role));
+}
+
+fn pause(world: &mut World, node: usize, roles: &[Role]) {
+    let back = match world.rng.chance(50) {
+        true => world.rng.range(50_000, 900_000),
+        false => world.rng.range(900_000, 6_000_000),
+    };
+    for role in roles {
+        world.pause(node, *role);
+        world.after(back, Ev::GoOn(node, *role));
+    }
+}
+
+/// A guest's process dies.
+fn crash(world: &mut World, node: usize) {
+    let runs: Vec<_> = world.machines[node].guests.keys().copied().collect();
+    if let Some(run) = world.rng.pick(&runs).copied() {
+        world.note(|| format!("node {node}: the hypervisor of run {run} crashes"));
+        world.signal(node, [run], Signal::Kill);
+    }
+}
+
+fn last(world: &mut World) -> u64 {
+    match world.rng.chance(50) {
+        true => world.rng.range(20_000, 1_200_000),
+        false => world.rng.range(1_200_000, 5_000_000),
+    }
+}
+
+/// A node is cut off from all others, both ways or one.
+fn isolate(world: &mut World, node: usize) {
+    let (last, way) = (last(world), world.rng.range(0, 5));
+    world.note(|| format!("node {node} is cut off (way {way})"));
+    for other in (0..world.machines.len()).filter(|other| *other != node) {
+        if way != 3 {
+            world.net.cut.insert((node, other));
+            world.after(last, Ev::Heal(node, other));
+        }
+        if way != 4 {
+            world.net.cut.insert((other, node));
+            world.after(last, Ev::Heal(other, node));
+        }
+    }
+}
+
+fn cut(world: &mut World, from: usize, to: usize) {
+    let (last, both) = (last(world), world.rng.chance(70));
+    world.note(|| format!("cut from node {from} to node {to}, both ways: {both}"));
+    for (from, to) in [(from, to), (to, from)].into_iter().take(1 + usize::from(both)) {
+        world.net.cut.insert((from, to));
+        world.after(last, Ev::Heal(from, to));
+    }
+}
