@@ -19,6 +19,7 @@ mod devices;
 mod disk;
 mod error;
 mod follow;
+mod ha;
 mod instance;
 mod job;
 mod join;
@@ -31,6 +32,7 @@ mod recovery;
 mod session;
 mod terminal;
 mod usage;
+mod why;
 
 pub use confirm::{Answers, Terminal};
 pub use error::Error;
@@ -45,6 +47,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("job", "gnt-job"),
     ("debug", "gnt-debug"),
     ("disk", "disk"),
+    ("ha", "ha"),
+    ("why", "why"),
     ("join", "join"),
 ];
 
@@ -90,6 +94,8 @@ async fn dispatch(session: &mut Session, tool: &str, args: Vec<OsString>) -> Res
         "gnt-job" => Box::pin(usage::parse::<job::Tool>(tool, args)?.command.run(session)).await,
         "gnt-debug" => Box::pin(usage::parse::<debug::Tool>(tool, args)?.command.run(session)).await,
         "disk" => Box::pin(usage::parse::<disk::Tool>("cardume disk", args)?.command.run(session)).await,
+        "ha" => Box::pin(usage::parse::<ha::Tool>("cardume ha", args)?.command.run(session)).await,
+        "why" => Box::pin(usage::parse::<why::Tool>("cardume why", args)?.run(session)).await,
         "join" => Box::pin(usage::parse::<join::Tool>("cardume join", args)?.run(session)).await,
         other => Err(Error::message(format!("There is no tool '{other}'"))),
     }
