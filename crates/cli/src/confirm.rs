@@ -32,6 +32,14 @@ impl Answers for Terminal {
     }
 }
 
+/// The question before instances are taken off a node that does not answer.
+pub(crate) fn node_is_off(node: &str) -> String {
+    format!(
+        "With --ignore-consistency, if {node} does not answer, it is taken to be off. If it is not, its guests go on writing \
+         there while they are started elsewhere. What it wrote alone before it went off is lost in any case. Is it off?"
+    )
+}
+
 /// Asks, unless `force`. `skip` is the option that would have answered.
 ///
 /// # Errors

@@ -14,10 +14,12 @@ pub mod locks;
 pub mod ops;
 pub mod queue;
 mod runner;
+mod standing;
 mod world;
 
 pub use context::{Context, Halt};
 pub use entry::Entry;
 pub use handle::{Console, Handle};
 pub use runner::Runner;
+pub use standing::standing_warning;
 pub use world::{CallError, ProposeError, World};

@@ -72,6 +72,11 @@ pub trait World: Send + Sync + 'static {
     /// Index in the log of the newest applied entry.
     fn applied_index(&self) -> u64;
 
+    /// What an operator has to decide about nodes that went apart from this one by forced recovery.
+    fn conflicts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What is wrong with the certificates of the cluster and of this node.
     fn check_certificates(&self) -> Vec<String>;
 

@@ -50,6 +50,9 @@ async fn ask(office: &Office, state: &State, node: NodeId, call: Call) -> Said {
     if state.nodes.get(&node).is_some_and(|node| node.offline) {
         return Err("the node is marked offline".into());
     }
+    if state.nodes.get(&node).is_some_and(|node| node.dead) {
+        return Err("the node was declared dead".into());
+    }
     match office.ask(node, call, LOOK).await {
         Ok(Reply::Replicas(replicas)) => Ok(replicas),
         Ok(_) => Err("the node gave an answer to something else".into()),

@@ -460,6 +460,10 @@ impl World for Office {
         self.log().view().index
     }
 
+    fn conflicts(&self) -> Vec<String> {
+        self.member.conflicts()
+    }
+
     fn check_certificates(&self) -> Vec<String> {
         let state = self.member.state();
         let Some(cluster) = &state.cluster else { return Vec::new() };

@@ -38,7 +38,8 @@ pub(crate) struct FailoverArgs {
     /// Don't ask
     #[arg(short, long)]
     force: bool,
-    /// Ask for it also where the other node's replica lacks writes; this version can't force that, and says so
+    /// The instance's node is off, and does not come back soon: start the instance from the other node's replicas, whatever
+    /// they may lack. What its node wrote alone is lost
     #[arg(long)]
     ignore_consistency: bool,
     /// How long the guest has to shut down by itself, in seconds; 0 ends it at once. Example: --shutdown-timeout=300
@@ -79,6 +80,9 @@ impl FailoverArgs {
             "Failover will happen to image {instance_name}. This requires a shutdown of the instance. Continue?"
         );
         confirm::confirm(session, self.force, &question, "--force")?;
+        if self.ignore_consistency {
+            confirm::confirm(session, self.force, &confirm::node_is_off("its node"), "--force")?;
+        }
         let op = Opcode::InstanceFailover(InstanceFailover {
             instance_name,
             shutdown_timeout: self.shutdown_timeout,

@@ -49,7 +49,7 @@ pub(crate) enum Command {
     Migrate(moves::MigrateArgs),
     /// Moves all instances off a node by stopping them and starting them on their secondary nodes
     #[command(after_help = "All instances are moved at the same time. Ends with 0 only if all of them were.\n\n\
-        EXAMPLES\n  gnt-node failover node01\n  gnt-node failover -f node01")]
+        EXAMPLES\n  gnt-node failover node01\n  gnt-node failover --ignore-consistency node02      node02 is off")]
     Failover(moves::FailoverArgs),
     /// Empties a node: moves its instances to their secondary nodes, and the second replicas that it holds elsewhere
     #[command(after_help = "EXAMPLES\n  gnt-node evacuate node02               everything\n  \

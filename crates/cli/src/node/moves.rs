@@ -21,7 +21,8 @@ pub(crate) struct FailoverArgs {
     /// Don't ask
     #[arg(short, long)]
     force: bool,
-    /// Ask for it also where the other nodes' replicas lack writes; this version can't force that, and says so
+    /// The node is off, and does not come back soon: start its instances from the other nodes' replicas, whatever they may
+    /// lack. What the node wrote alone is lost
     #[arg(long)]
     ignore_consistency: bool,
     #[command(flatten)]
@@ -81,6 +82,9 @@ impl FailoverArgs {
         let quoted: Vec<String> = instances.iter().map(|name| format!("'{name}'")).collect();
         let question = format!("Fail over instance(s) {}?", quoted.join(","));
         confirm::confirm(session, self.force, &question, "--force")?;
+        if self.ignore_consistency {
+            confirm::confirm(session, self.force, &confirm::node_is_off(&format!("node {node}")), "--force")?;
+        }
         let total = instances.len();
         let op = |instance_name: &str| {
             Opcode::InstanceFailover(InstanceFailover {

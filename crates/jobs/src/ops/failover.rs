@@ -2,18 +2,23 @@
 
 use std::time::Duration;
 
-use model::{AdminState, Applied, Command, InstanceChange, InstanceId, NodeId, Params, RunId};
+use model::{
+    AdminState, Applied, Command, Instance, InstanceChange, InstanceId, MirrorMode, NodeId, Params, RunId, State,
+};
 use opcodes::Failure;
 use opcodes::op::InstanceFailover;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::instance::{current_run, find, launch, stop_call, unexpected};
-use super::target::{ask_owner, check_in_sync, check_room, target};
-use super::wrong_state;
+use super::target::{check_in_sync, check_room, secondary, silent, target};
+use super::{force, wrong_state};
 use crate::agent::{Call, Reply, Stopped};
 use crate::context::{Context, Halt};
+use crate::world::CallError;
 
+/// How long a node may take to say what it runs.
+const LOOK: Duration = Duration::from_secs(30);
 /// What ending an instance may take beyond the time that the guest is given.
 const STOP: Duration = Duration::from_secs(30);
 
@@ -33,9 +38,15 @@ struct Plan {
 }
 
 pub async fn failover(ctx: &Context, op: InstanceFailover) -> Result<Value, Halt> {
+    if let Some(plan) = ctx.recorded(force::PLAN)? {
+        return force::carry_out(ctx, &plan).await;
+    }
     let plan = match ctx.recorded(PLAN)? {
         Some(plan) => plan,
-        None => begin(ctx, &op).await?,
+        None => match begin(ctx, &op).await? {
+            Way::Ordered(plan) => plan,
+            Way::Forced(plan) => return force::carry_out(ctx, &plan).await,
+        },
     };
     if let Some(failure) = ctx.recorded::<Failure>("given-up")? {
         return go_back(ctx, &op, &plan, failure).await;
@@ -83,28 +94,74 @@ pub fn is_begun(ctx: &Context) -> bool {
     ctx.is_done(PLAN)
 }
 
+/// How an instance gets to its other node.
+enum Way {
+    /// Its node lets it go, or was declared dead and the other one has all of its data.
+    Ordered(Plan),
+    /// An operator says that its node is off, and what it has alone may be lost.
+    Forced(force::Plan),
+}
+
 /// Refuses what can't work, and records what is done.
-async fn begin(ctx: &Context, op: &InstanceFailover) -> Result<Plan, Halt> {
+async fn begin(ctx: &Context, op: &InstanceFailover) -> Result<Way, Halt> {
     let state = ctx.state();
     let instance = find(&state, &op.instance_name)?;
-    let name = &instance.name;
+    let (name, from) = (&instance.name, state.node_name(instance.primary));
+    let node = state.nodes.get(&instance.primary);
+    if let Some(node) = node.filter(|node| node.dead || node.offline) {
+        let to = secondary(&state, instance, "failovers")?;
+        // Its life is over, and no write was acknowledged that the other one lacks.
+        if node.dead && is_strict(instance) && check_in_sync(&state, instance, to).is_ok() {
+            let start = instance.want == AdminState::Up;
+            check_room(ctx, &state, instance, to, start.then(|| state.memory_mib(instance))).await?;
+            let plan = Plan { id: instance.id, from: instance.primary, to, run: None, start };
+            return Ok(Way::Ordered(record(ctx, plan, name, Vec::new()).await?));
+        }
+        if op.ignore_consistency {
+            return Ok(Way::Forced(force::begin(ctx, &state, instance, to).await?));
+        }
+        let how = if node.dead { "was declared dead" } else { "is marked offline" };
+        return Err(wrong_state(format!(
+            "Node '{from}', which has instance '{name}', {how}. {}",
+            way_out(&state, instance, to)
+        ))
+        .into());
+    }
     let to = target(&state, instance, "failovers")?;
-    if let Err(failure) = check_in_sync(&state, instance, to) {
-        let text = match op.ignore_consistency {
-            true => format!("{}; '--ignore-consistency' can't force that in this version", failure.text),
-            false => failure.text,
-        };
-        return Err(Failure { text, ..failure }.into());
+    let in_sync = check_in_sync(&state, instance, to);
+    if let (Err(failure), false) = (&in_sync, op.ignore_consistency) {
+        return Err(failure.clone().into());
     }
     let run = current_run(&state, instance);
     let start = instance.want == AdminState::Up;
     let memory = start.then(|| state.memory_mib(instance));
-    let owner = ask_owner(ctx, &state, instance, Call::facts(&state));
+    let owner = ctx.ask_briefly(instance.primary, Call::facts(&state), LOOK);
     let (owner, room) = futures::join!(owner, check_room(ctx, &state, instance, to, memory));
-    let facts = match owner? {
-        Reply::Facts(facts) => facts,
-        other => return Err(unexpected(&other)),
+    let facts = match owner {
+        Ok(Reply::Facts(facts)) => facts,
+        Ok(other) => return Err(unexpected(&other)),
+        Err(CallError::Failed(failure)) => return Err(failure.into()),
+        Err(CallError::Deposed) => return Err(Halt::Interrupted),
+        Err(CallError::Unreachable(_)) if op.ignore_consistency => {
+            return Ok(Way::Forced(force::begin(ctx, &state, instance, to).await?));
+        }
+        Err(CallError::Unreachable(why)) => {
+            let failure = silent(&state, instance, &why);
+            let text = format!("{}. {}", failure.text, way_out(&state, instance, to));
+            return Err(Failure { text, ..failure }.into());
+        }
     };
+    if let Err(failure) = in_sync {
+        if run.is_none() && instance.disks.iter().any(|disk| disk.mirror.as_ref().is_some_and(|it| it.doubtful)) {
+            // Whatever the other one may have: this is where it lives, and its node is there.
+            return Ok(Way::Forced(force::begin(ctx, &state, instance, instance.primary).await?));
+        }
+        let text = format!(
+            "{}; '--ignore-consistency' is for an instance whose node is off, and '{from}' answers",
+            failure.text
+        );
+        return Err(Failure { text, ..failure }.into());
+    }
     room?;
     let runs = run.is_some_and(|run| facts.instances.iter().any(|live| live.run == run));
     if run.is_some() && !runs && !start {
@@ -115,19 +172,37 @@ async fn begin(ctx: &Context, op: &InstanceFailover) -> Result<Plan, Halt> {
         .into());
     }
     let plan = Plan { id: instance.id, from: instance.primary, to, run, start };
+    let stopping = runs.then(|| "* shutting down instance on source node".to_owned());
+    Ok(Way::Ordered(record(ctx, plan, name, stopping.into_iter().collect()).await?))
+}
+
+async fn record(ctx: &Context, plan: Plan, name: &str, lines: Vec<String>) -> Result<Plan, Halt> {
     let mut entry = ctx
         .entry("failover-begins", Vec::new())
         .note(PLAN, &plan)?
         .say(format!("Failover instance {name}"))
         .say("* checking disk consistency between source and target");
-    if !start {
+    if !plan.start {
         entry = entry.say(" - INFO: Not checking memory on the secondary node as instance will not be started");
     }
-    if runs {
-        entry = entry.say("* shutting down instance on source node");
+    for line in lines {
+        entry = entry.say(line);
     }
     entry.commit().await?;
     Ok(plan)
+}
+
+/// Whether nothing was acknowledged for its disks that the in-sync set lacks.
+fn is_strict(instance: &Instance) -> bool {
+    instance.disks.iter().all(|disk| disk.mirror.as_ref().is_some_and(|it| it.mode == MirrorMode::Strict))
+}
+
+/// What can be lost, and what to type.
+fn way_out(state: &State, instance: &Instance, to: NodeId) -> String {
+    let (name, from, to) = (&instance.name, state.node_name(instance.primary), state.node_name(to));
+    format!(
+        "If '{from}' is surely off, 'gnt-instance failover --ignore-consistency {name}' starts the instance on '{to}' from the replicas there ('gnt-node failover --ignore-consistency {from}': all of its instances); what '{from}' wrote after losing sight of '{to}' is lost then"
+    )
 }
 
 /// Ends the run at the source.

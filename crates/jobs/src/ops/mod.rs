@@ -8,6 +8,7 @@ mod delay;
 mod disks;
 mod evacuate;
 mod failover;
+mod force;
 mod instance;
 mod migrate;
 mod mirrors;

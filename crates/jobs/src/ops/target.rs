@@ -15,8 +15,16 @@ use crate::world::CallError;
 /// How long a node may take to look whether it could run an instance.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// The node that an instance can go to, as far as the state tells. `moves` is what is wanted, in the plural.
+/// The node that an instance can go to from its primary node, as far as the state tells. `moves` is what is wanted, in the
+/// plural.
 pub fn target(state: &State, instance: &Instance, moves: &str) -> Result<NodeId, Failure> {
+    let to = secondary(state, instance, moves)?;
+    check_online(state, instance)?;
+    Ok(to)
+}
+
+/// As [`target`], whatever became of its primary node.
+pub fn secondary(state: &State, instance: &Instance, moves: &str) -> Result<NodeId, Failure> {
     let name = &instance.name;
     if instance.disks.is_empty() || instance.disks.iter().any(|disk| disk.mirror.is_none()) {
         let template = instance.disk_template;
@@ -28,7 +36,6 @@ pub fn target(state: &State, instance: &Instance, moves: &str) -> Result<NodeId,
             state.node_name(migration.to.node)
         )));
     }
-    check_online(state, instance)?;
     let Some(to) = instance.secondaries.first().copied() else {
         return Err(wrong_state(format!(
             "Instance '{name}' has no secondary node; 'gnt-instance replace-disks -n NODE {name}' gives it one"
@@ -38,6 +45,11 @@ pub fn target(state: &State, instance: &Instance, moves: &str) -> Result<NodeId,
     let node = state.nodes.get(&to).ok_or_else(|| Failure::unknown("Node", &to_name))?;
     if node.offline {
         return Err(wrong_state(format!("Can't use offline node '{to_name}' as the target of instance '{name}'")));
+    }
+    if node.dead {
+        return Err(wrong_state(format!(
+            "Can't use node '{to_name}' as the target of instance '{name}': it was declared dead, and has not come back since"
+        )));
     }
     if node.drained {
         return Err(wrong_state(format!("Can't use drained node '{to_name}' as the target of instance '{name}'")));
@@ -52,7 +64,7 @@ pub fn check_in_sync(state: &State, instance: &Instance, to: NodeId) -> Result<(
         let (name, node) = (&instance.name, state.node_name(to));
         if mirror.doubtful {
             return Err(wrong_state(format!(
-                "Disk {index} of instance '{name}' is doubtful after a forced recovery of the cluster: nobody knows which replica holds its newest writes"
+                "Disk {index} of instance '{name}' is doubtful after a forced recovery of the cluster: nobody knows which replica holds its newest writes; 'gnt-instance failover --ignore-consistency {name}' goes on with what there is"
             )));
         }
         if !mirror.is_member_on(to) {
@@ -114,15 +126,17 @@ pub async fn ask_owner(ctx: &Context, state: &State, instance: &Instance, call: 
     ctx.ask_briefly(node, call, LOOK).await.map_err(|error| match error {
         CallError::Failed(failure) => Halt::Failed(failure),
         CallError::Deposed => Halt::Interrupted,
-        CallError::Unreachable(why) => {
-            let (name, node) = (&instance.name, state.node_name(node));
-            Failure::refused(
-                ErrorCode::EnvironmentError,
-                format!(
-                    "Node '{node}', which has instance '{name}', does not answer ({why}). It keeps the instance until it is back, because nobody can tell whether it still runs there; nothing was changed"
-                ),
-            )
-            .into()
-        }
+        CallError::Unreachable(why) => silent(state, instance, &why).into(),
     })
+}
+
+/// The refusal to move an instance off a node that does not answer.
+pub fn silent(state: &State, instance: &Instance, why: &str) -> Failure {
+    let (name, node) = (&instance.name, state.node_name(instance.primary));
+    Failure::refused(
+        ErrorCode::EnvironmentError,
+        format!(
+            "Node '{node}', which has instance '{name}', does not answer ({why}). It keeps the instance until it is back, because nobody can tell whether it still runs there; nothing was changed"
+        ),
+    )
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::{Applied, Command, DiskTemplate, GroupId, Instance, JobId, NewJob, NodeId, Provision, State, params};
+use model::{Applied, Command, DiskTemplate, Instance, JobId, NewJob, NodeId, Provision, State, params};
 use opcodes::disks::ReplicaReport;
 use opcodes::op::{Verify, VerifyGroup};
 use opcodes::{Failure, Opcode};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::spec::disks;
 use crate::agent::{Call, Facts, Problem, Reply, VerifyRequest};
 use crate::context::{Context, Halt};
+use crate::standing::standing_warning;
 use crate::world::CallError;
 
 /// How long a node may take to look at itself.
@@ -111,6 +112,13 @@ pub async fn config(ctx: &Context, op: Verify) -> Result<Value, Halt> {
             report.error("ECLUSTERCFG", "instance", &instance.name, text).await?;
         }
     }
+    for text in ctx.world().conflicts() {
+        report.error("ECLUSTERCFG", "cluster", &cluster.name, text).await?;
+    }
+    if let Some(text) = standing_warning(&state) {
+        let (code, kind, name) = ("ECLUSTERHA".into(), "cluster".into(), cluster.name.clone());
+        report.problem(&Problem { code, kind, name, text, warning: true }).await?;
+    }
     report.stage("Verifying cluster certificate files").await?;
     for text in ctx.world().check_certificates() {
         report.error("ECLUSTERCERT", "cluster", "", text).await?;
@@ -143,10 +151,14 @@ pub async fn group(ctx: &Context, op: VerifyGroup) -> Result<Value, Halt> {
     let members: Vec<NodeId> = state.nodes.iter().filter(|(_, node)| node.group == group).map(|(id, _)| *id).collect();
     report.stage(format!("Gathering data ({} nodes)", members.len())).await?;
     report.stage(format!("Gathering information about nodes ({} nodes)", members.len())).await?;
-    let online: Vec<NodeId> = members.iter().copied().filter(|id| !state.nodes[id].offline).collect();
+    let away = |id: &NodeId| state.nodes.get(id).is_none_or(|node| node.offline || node.dead);
+    let online: Vec<NodeId> = members.iter().copied().filter(|id| !away(id)).collect();
     let facts = gather(&online, |id| facts(ctx, id)).await;
+    // One that does not answer is not asked again and again: each time somebody would wait for it.
+    let online: Vec<NodeId> =
+        online.into_iter().filter(|id| !matches!(facts.get(id), Some(Err(CallError::Unreachable(_))))).collect();
     report.stage(format!("Gathering disk information ({} nodes)", members.len())).await?;
-    let problems = gather(&online, |id| look(ctx, &state, group, id)).await;
+    let problems = gather(&online, |id| look(ctx, &state, &online, id)).await;
     let replicas = gather(&with_replicas(&state, &online), |id| replicas(ctx, id)).await;
 
     report.stage("Verifying configuration file consistency").await?;
@@ -209,7 +221,7 @@ async fn replicas(ctx: &Context, id: NodeId) -> Result<Vec<ReplicaReport>, CallE
     }
 }
 
-async fn look(ctx: &Context, state: &State, group: GroupId, id: NodeId) -> Result<Vec<Problem>, CallError> {
+async fn look(ctx: &Context, state: &State, peers: &[NodeId], id: NodeId) -> Result<Vec<Problem>, CallError> {
     let node = &state.nodes[&id];
     let mut request = VerifyRequest::default();
     if let (true, Some(cluster)) = (node.vm_capable, &state.cluster) {
@@ -229,8 +241,8 @@ async fn look(ctx: &Context, state: &State, group: GroupId, id: NodeId) -> Resul
         }
         request.bridges = bridges.into_iter().collect();
     }
-    let peers = state.nodes.iter().filter(|(other, node)| **other != id && node.group == group && !node.offline);
-    request.peers = peers.map(|(_, node)| (node.name.clone(), node.primary_ip)).collect();
+    let peers = peers.iter().filter(|other| **other != id).filter_map(|other| state.nodes.get(other));
+    request.peers = peers.map(|node| (node.name.clone(), node.primary_ip)).collect();
     match ctx.call_once(id, Call::Verify(Box::new(request)), LOOK).await? {
         Reply::Problems(mut problems) => {
             for problem in problems.iter_mut().filter(|problem| problem.kind == "node") {
@@ -268,6 +280,10 @@ async fn node_status(
             report.stage(text).await?;
         }
         match facts.get(id) {
+            None if state.nodes[id].dead && !state.nodes[id].offline => {
+                let text = "was declared dead, and has not come back since".to_owned();
+                report.error("ENODERPC", "node", &name, text).await?;
+            }
             None => {}
             Some(Err(error)) => {
                 let why = match error {
@@ -308,7 +324,13 @@ async fn instance_status(
         let wanted = instance.want == model::AdminState::Up;
         match facts.get(&instance.primary) {
             None if wanted => {
-                let text = format!("is marked as running and lives on offline node {node}");
+                let dead = state.nodes.get(&instance.primary).is_some_and(|node| node.dead && !node.offline);
+                let how = if dead { "dead" } else { "offline" };
+                let text = format!("is marked as running and lives on {how} node {node}");
+                report.error("EINSTANCEBADNODE", "instance", &instance.name, text).await?;
+            }
+            Some(Err(CallError::Unreachable(_))) if wanted => {
+                let text = format!("is marked as running and lives on node {node}, which does not answer");
                 report.error("EINSTANCEBADNODE", "instance", &instance.name, text).await?;
             }
             Some(Ok(facts)) => {
@@ -358,6 +380,12 @@ async fn mirror_status(
         let offline: Vec<String> = offline.map(|id| state.node_name(*id)).collect();
         if !offline.is_empty() {
             let text = format!("instance has offline secondary node(s) {}", offline.join(", "));
+            report.error("EINSTANCEBADNODE", "instance", &instance.name, text).await?;
+        }
+        let is_dead = |id: &&NodeId| state.nodes.get(id).is_some_and(|node| node.dead && !node.offline);
+        let dead: Vec<String> = instance.secondaries.iter().filter(is_dead).map(|id| state.node_name(*id)).collect();
+        if !dead.is_empty() {
+            let text = format!("instance has dead secondary node(s) {}", dead.join(", "));
             report.error("EINSTANCEBADNODE", "instance", &instance.name, text).await?;
         }
         for (index, disk) in instance.disks.iter().enumerate() {
@@ -426,6 +454,10 @@ async fn notes(report: &Report<'_>, state: &State, members: &[NodeId]) -> Result
     let offline = members.iter().filter(|id| state.nodes[id].offline).count();
     if offline > 0 {
         report.notice(format!("{offline} offline node(s) found.")).await?;
+    }
+    let dead = members.iter().filter(|id| state.nodes[id].dead && !state.nodes[id].offline).count();
+    if dead > 0 {
+        report.notice(format!("{dead} dead node(s) found.")).await?;
     }
     let drained = members.iter().filter(|id| state.nodes[id].drained).count();
     if drained > 0 {

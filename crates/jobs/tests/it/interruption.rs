@@ -301,6 +301,7 @@ fn cases() -> Vec<Case> {
     ];
     cases.extend(crate::losses::cases());
     cases.extend(crate::disks::cases());
+    cases.extend(crate::forcing::cases());
     cases
 }
 

@@ -149,8 +149,9 @@ impl Inner {
             for (rid, replica) in mirror.replicas.iter().filter(|(_, replica)| replica.member.is_none()) {
                 let stored = &self.machines[&replica.node].mirrored.stored;
                 let machine = &self.machines[&by.node].mirrored;
-                let offline = state.nodes[&replica.node].offline;
-                if offline || !stored.contains_key(rid) || machine.served.get(&disk.id) != mirror.run.as_ref() {
+                let node = &state.nodes[&replica.node];
+                let away = node.offline || node.dead || self.machines[&replica.node].down;
+                if away || !stored.contains_key(rid) || machine.served.get(&disk.id) != mirror.run.as_ref() {
                     continue;
                 }
                 let source = mirror.replica_on(by.node).map(|(source, _)| machine.stored[&source].content.clone());
@@ -550,10 +551,11 @@ impl Lab {
         }
         assert!(state.tokens.is_empty() && state.joined.is_empty(), "a join token is left");
         assert_eq!(inner.members, state.nodes.keys().copied().collect(), "members of the log");
+        let up = |id: &NodeId| !inner.machines[id].down && !state.nodes[id].dead;
+        let names = state.nodes.iter().filter(|(id, _)| up(id)).map(|(_, node)| node.name.clone()).collect();
         drop(inner);
 
         // All locks are free.
-        let names = state.nodes.values().map(|node| node.name.clone()).collect();
         let probe = self.submit(Opcode::TestDelay(opcodes::op::TestDelay {
             on_nodes: names,
             on_master: true,

@@ -6,6 +6,7 @@
 mod disks;
 mod evacuation;
 mod failures;
+mod forcing;
 mod interruption;
 mod lab;
 mod losses;
@@ -16,3 +17,4 @@ mod moves;
 mod operations;
 mod queue;
 mod replicas;
+mod restarts;

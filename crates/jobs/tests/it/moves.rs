@@ -186,7 +186,7 @@ fn what_can_not_be_migrated_or_failed_over_is_refused_with_the_reason() {
             },
             "Node 'node01', which has instance 'vm1', does not answer (no route to host). It keeps the instance until it is back, because nobody can tell whether it still runs there; nothing was changed",
             Some(
-                "Node 'node01', which has instance 'vm1', does not answer (no route to host). It keeps the instance until it is back, because nobody can tell whether it still runs there; nothing was changed",
+                "Node 'node01', which has instance 'vm1', does not answer (no route to host). It keeps the instance until it is back, because nobody can tell whether it still runs there; nothing was changed. If 'node01' is surely off, 'gnt-instance failover --ignore-consistency vm1' starts the instance on 'node02' from the replicas there ('gnt-node failover --ignore-consistency node01': all of its instances); what 'node01' wrote after losing sight of 'node02' is lost then",
             ),
         ),
         (

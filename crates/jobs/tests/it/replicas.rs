@@ -27,6 +27,8 @@ pub struct Replicas {
     pub served: BTreeMap<DiskId, RunId>,
     /// Those of them that are host attachments.
     pub attached: BTreeMap<DiskId, RunId>,
+    /// What is here is in the middle of a resync.
+    pub inconsistent: bool,
     /// How much of a replica elsewhere the primary here has filled, in percent.
     pub resync: BTreeMap<ReplicaId, u64>,
 }
@@ -209,7 +211,7 @@ impl Machine {
             holding: false,
             suspended: false,
             failed: None,
-            held: None,
+            held: (!self.mirrored.inconsistent).then_some(if own.member.is_some() { mirror.ver } else { own.left }),
         })
     }
 }

@@ -342,6 +342,13 @@ mod tests {
             offline
         );
         assert_eq!(status_of(|state, _| state.nodes.get_mut(&NodeId(1)).unwrap().offline = true), offline);
+        // What the state says counts, whatever it answered before.
+        assert_eq!(status_of(|state, _| state.nodes.get_mut(&NodeId(1)).unwrap().dead = true), down);
+        let both = status_of(|state, _| {
+            let node = state.nodes.get_mut(&NodeId(1)).unwrap();
+            (node.dead, node.offline) = (true, true);
+        });
+        assert_eq!(both, offline);
     }
 
     #[test]

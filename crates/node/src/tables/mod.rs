@@ -46,8 +46,10 @@ pub struct Live {
 impl Live {
     /// What a node has and runs. A mark in the state counts, also where the node was asked before it was made.
     fn facts(&self, state: &State, node: NodeId) -> Asked<&Facts> {
-        if state.nodes.get(&node).is_some_and(|node| node.offline) {
-            return Asked::Offline;
+        match state.nodes.get(&node) {
+            Some(node) if node.offline => return Asked::Offline,
+            Some(node) if node.dead => return Asked::NoAnswer,
+            _ => {}
         }
         match self.facts.get(&node) {
             Some(Asked::Answer(facts)) => Asked::Answer(facts),
@@ -78,7 +80,8 @@ pub fn needs(query: &Query) -> Needs {
     }
 }
 
-/// The nodes whose answers a query needs. Nodes that are marked offline or run no instances are not among them.
+/// The nodes whose answers a query needs. Nodes that are marked offline, were declared dead or run no instances are not among
+/// them.
 pub fn nodes_to_ask(state: &State, query: &Query) -> BTreeSet<NodeId> {
     if needs(query) == Needs::default() {
         return BTreeSet::new();
@@ -95,7 +98,7 @@ pub fn nodes_to_ask(state: &State, query: &Query) -> BTreeSet<NodeId> {
         Resource::Job => BTreeSet::new(),
         Resource::Os => state.nodes.keys().copied().collect(),
     };
-    let answers = |id: &NodeId| state.nodes.get(id).is_some_and(|node| node.vm_capable && !node.offline);
+    let answers = |id: &NodeId| state.nodes.get(id).is_some_and(|node| node.vm_capable && !node.offline && !node.dead);
     wanted.into_iter().filter(answers).collect()
 }
 
@@ -197,6 +200,11 @@ mod tests {
         assert_eq!(ask(&query(Resource::Instance, &["status"], Some(&["vm*"]))), [1, 2]);
         // node 3 is a witness, node 4 is marked offline
         assert_eq!(ask(&query(Resource::Node, &["mfree"], None)), [1, 2]);
+        // what was declared dead costs nothing
+        let mut buried = state.clone();
+        buried.nodes.get_mut(&model::NodeId(2)).unwrap().dead = true;
+        let asked = nodes_to_ask(&buried, &query(Resource::Node, &["mfree"], None));
+        assert_eq!(asked.into_iter().collect::<Vec<_>>(), [model::NodeId(1)]);
         assert_eq!(ask(&query(Resource::Node, &["mfree"], Some(&["node02"]))), [2]);
         assert_eq!(ask(&query(Resource::Os, &["name"], None)), [1, 2]);
         // an unknown name is for the table to refuse

@@ -70,7 +70,9 @@ fn availability(state: &State, voters: &BTreeSet<NodeId>) -> Tree {
     let voting: Vec<String> = voters.iter().map(|id| state.node_name(*id)).collect();
     let witnesses = state.nodes.values().filter(|node| node.is_witness()).map(|node| node.name.as_str());
     let owner = state.address_owner.map_or_else(|| "(none)".to_owned(), |id| state.node_name(id));
+    let failover = jobs::standing_warning(state).map_or_else(|| "yes".to_owned(), |why| format!("no; {why}"));
     Tree::Map(vec![
+        entry("automatic failover", failover),
         entry("voters", line_or_none(voting.iter().map(String::as_str))),
         entry("witness", line_or_none(witnesses)),
         entry("incarnation", state.incarnation.n),
@@ -149,6 +151,7 @@ mod tests {
                 "    mode: bridged",
                 "    vlan: ",
                 "High availability: ",
+                "  automatic failover: yes",
                 "  voters: node01, node02, node03",
                 "  witness: node03",
                 "  incarnation: 1",
