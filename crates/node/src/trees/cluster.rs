@@ -141,6 +141,7 @@ mod tests {
                 "  default: ",
                 "    always_failover: False",
                 "    auto_balance: True",
+                "    ha_priority: 5",
                 "    maxmem: 128",
                 "    minmem: 128",
                 "    spindle_use: 1",

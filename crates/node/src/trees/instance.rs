@@ -239,6 +239,8 @@ mod tests {
                 "  Back-end parameters: ",
                 "    always_failover: default (False)",
                 "    auto_balance: default (True)",
+                "    ha_priority: default (5)",
+                "    ha_priority: default (5)",
                 "    maxmem: 256",
                 "    memory: default (256)",
                 "    minmem: 256",
