@@ -17,6 +17,9 @@ mod supervisor;
 mod timer;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use ha::Times;
 pub use link::{GuardError, GuardLink};
 pub use lookout::lookout;

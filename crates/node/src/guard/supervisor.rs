@@ -172,13 +172,15 @@ impl Supervisor {
         self.delay = (self.delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
     }
 
-    /// Ends a daemon that hangs, if it has been there for that long; [`Self::step`] starts another one.
+    /// Ends a daemon that hangs, unless it was started less than `age` ago; [`Self::step`] starts another one.
     pub fn replace(&mut self, age: Duration) {
-        let since = match &self.daemon {
-            Daemon::None { .. } | Daemon::Starting(_) => return,
-            Daemon::Child { since, .. } | Daemon::Adopted { since, .. } => *since,
+        let is_old = match &self.daemon {
+            Daemon::None { .. } | Daemon::Starting(_) => false,
+            Daemon::Child { since, .. } => since.elapsed() >= age,
+            // It was there before this guard.
+            Daemon::Adopted { .. } => true,
         };
-        if since.elapsed() >= age {
+        if is_old {
             tracing::error!("the daemon gives no sign of life; it is killed and started anew");
             self.signal(Signal::SIGKILL);
         }
