@@ -497,6 +497,11 @@ impl Node {
         self.command(args).output()
     }
 
+    /// Its address in the replication network.
+    pub fn replication_address(&self) -> Ipv4Addr {
+        layout::replication(self.address)
+    }
+
     /// Its state directory (`/var/lib/cardume`) as seen from the machine.
     pub fn state_dir(&self) -> PathBuf {
         self.files.state(&self.name)

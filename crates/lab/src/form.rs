@@ -16,15 +16,17 @@ pub const WITNESS: [&str; 2] = ["--master-capable=no", "--vm-capable=no"];
 
 impl Lab {
     /// Makes a cluster: `gnt-cluster init` with these options on node01, then every other node joins, and the witness
-    /// if there is one. Returns when all who shall vote do.
+    /// if there is one. Disks are mirrored through the replication network. Returns when all who shall vote do.
     pub fn form(&self, init: &[&str]) -> Result<(), Error> {
         let members: Vec<String> =
             self.status()?.into_iter().map(|s| s.name).filter(|name| *name != crate::layout::CLIENT).collect();
         for name in &members {
             self.wait_for_daemon(name)?;
         }
-        let line = [&["gnt-cluster", "init"], init, &["cluster01"]].concat();
-        let output = self.node("node01")?.exec(line.iter().copied())?;
+        let node = self.node("node01")?;
+        let replication = node.replication_address().to_string();
+        let line = [&["gnt-cluster", "init", "-s", &replication], init, &["cluster01"]].concat();
+        let output = node.exec(line.iter().copied())?;
         if !output.status.success() {
             return Err(Error::Program { command: line.join(" "), message: output.stderr });
         }
@@ -42,7 +44,8 @@ impl Lab {
 
     /// Adds a node: types `gnt-node add` on `on` and, when it is printed, the line to join on the new node.
     pub fn add_node(&self, on: &str, name: &str, options: &[&str]) -> Result<(), Error> {
-        let line = [&["gnt-node", "add"], options, &[name]].concat();
+        let replication = self.node(name)?.replication_address().to_string();
+        let line = [&["gnt-node", "add", "-s", &replication], options, &[name]].concat();
         let mut adding = self.node(on)?.command(line.iter().copied()).pty()?;
         adding.read_until("cardume join ", ADD)?;
         let rest = adding.read_until("\n", ADD)?;

@@ -146,7 +146,8 @@ impl<'a> Scenario<'a> {
             self.lab.wait_for_daemon(&node.name)?;
         }
         let line = format!(
-            "gnt-cluster init --enabled-hypervisors=kvm --master-netdev=br0 -H '{}' cluster01",
+            "gnt-cluster init -s {} --enabled-hypervisors=kvm --master-netdev=br0 -H '{}' cluster01",
+            self.node("node01")?.replication_address(),
             self.guests.parameters()
         );
         let init = self.on("node01", &line)?.succeeded()?;
@@ -178,7 +179,8 @@ impl<'a> Scenario<'a> {
     /// Types `gnt-node add` on node01 and, when it asks for that, the line that it prints on the new node.
     fn add_node(&mut self, command: &str, name: &str) -> anyhow::Result<Duration> {
         let (master, new) = (self.node("node01")?, self.node(name)?);
-        let mut adding = self.screen.type_in(&master, &format!("{command} {name}"))?;
+        let line = format!("{command} -s {} {name}", new.replication_address());
+        let mut adding = self.screen.type_in(&master, &line)?;
         adding.until("cardume join ")?;
         let rest = adding.until("\n")?;
         let join = format!("cardume join {}", rest.trim());

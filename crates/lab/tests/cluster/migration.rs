@@ -201,7 +201,9 @@ fn settle(cluster: &Cluster) {
     }
     cluster.wait_for_jobs("witness");
     let begun = Instant::now();
-    while begun.elapsed() < RESTART && (cluster.homes("vm1").len() != 1 || status(cluster).as_deref() != Some("running")) {
+    while begun.elapsed() < RESTART
+        && (cluster.homes("vm1").len() != 1 || status(cluster).as_deref() != Some("running"))
+    {
         thread::sleep(Duration::from_millis(100));
     }
     cluster.wait_for_jobs("witness");
