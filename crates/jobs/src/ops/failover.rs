@@ -127,12 +127,22 @@ async fn begin(ctx: &Context, op: &InstanceFailover) -> Result<Way, Halt> {
         ))
         .into());
     }
+    let run = current_run(&state, instance);
+    let doubtful = instance.disks.iter().any(|disk| disk.mirror.as_ref().is_some_and(|it| it.doubtful));
+    if op.ignore_consistency && doubtful && run.is_none() {
+        // Whatever the other one may have: if the node where it lives is there, what that has counts.
+        match ctx.ask_briefly(instance.primary, Call::Ping, LOOK).await {
+            Ok(_) => return Ok(Way::Forced(force::begin(ctx, &state, instance, instance.primary).await?)),
+            Err(CallError::Unreachable(_)) => {}
+            Err(CallError::Failed(failure)) => return Err(failure.into()),
+            Err(CallError::Deposed) => return Err(Halt::Interrupted),
+        }
+    }
     let to = target(&state, instance, "failovers")?;
     let in_sync = check_in_sync(&state, instance, to);
     if let (Err(failure), false) = (&in_sync, op.ignore_consistency) {
         return Err(failure.clone().into());
     }
-    let run = current_run(&state, instance);
     let start = instance.want == AdminState::Up;
     let memory = start.then(|| state.memory_mib(instance));
     let owner = ctx.ask_briefly(instance.primary, Call::facts(&state), LOOK);
@@ -152,10 +162,6 @@ async fn begin(ctx: &Context, op: &InstanceFailover) -> Result<Way, Halt> {
         }
     };
     if let Err(failure) = in_sync {
-        if run.is_none() && instance.disks.iter().any(|disk| disk.mirror.as_ref().is_some_and(|it| it.doubtful)) {
-            // Whatever the other one may have: this is where it lives, and its node is there.
-            return Ok(Way::Forced(force::begin(ctx, &state, instance, instance.primary).await?));
-        }
         let text = format!(
             "{}; '--ignore-consistency' is for an instance whose node is off, and '{from}' answers",
             failure.text
