@@ -21,8 +21,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use authority::{Authority, outcome_of};
-pub use lease::Lease;
 pub(crate) use chain::Chain;
+pub use lease::Lease;
 pub(crate) use network::{Connector, Incoming, accept};
 pub use progress::Progress;
 pub(crate) use report::Report;
@@ -70,7 +70,8 @@ impl Driver {
             Limits { slowest: std::time::Duration::from_millis(outside.engine.t_disk_ms), ..Limits::default() };
         let Opened { backing, boot, stored } = Backing::open(paths, place, limits).await?;
         let size = Arc::new(AtomicU64::new(stored.superblock.size));
-        let Outside { disk, node, life, boot: boot_id, engine, authority, connector, lease, progress, notices } = outside;
+        let Outside { disk, node, life, boot: boot_id, engine, authority, connector, lease, progress, notices } =
+            outside;
         let opening = Opening { config: engine, node, life, boot: boot_id, stored };
         let size_of = size.clone();
         let around = Surroundings { disk, node, life, size: size_of, authority, connector, lease, progress, notices };

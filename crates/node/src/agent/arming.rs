@@ -40,8 +40,12 @@ enum Ready {
 impl Arming {
     pub fn new(state_dir: &std::path::Path) -> Self {
         let mark = crate::home::armed_mark(state_dir);
-        let arming =
-            Self { mark, ready: watch::Sender::new(None), strict: watch::Sender::new(false), changing: Mutex::default() };
+        let arming = Self {
+            mark,
+            ready: watch::Sender::new(None),
+            strict: watch::Sender::new(false),
+            changing: Mutex::default(),
+        };
         arming.read();
         arming
     }

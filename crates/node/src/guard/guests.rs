@@ -1,4 +1,4 @@
-//! The guests that the guard watches.
+//! What the guard knows from its daemon: the guests that it watches, as whom it asks for the lease, and whom.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::process::Input;
-use super::wire::{As, Standing, Watched};
+use super::wire::{As, Standing, Surroundings, Watched};
 
 /// They, with handles on their processes.
 pub(super) struct Guests {
@@ -20,6 +20,7 @@ pub(super) struct Guests {
     path: PathBuf,
     boot: String,
     identity: Option<As>,
+    around: Surroundings,
     guests: BTreeMap<RunId, Guest>,
     inbox: mpsc::UnboundedSender<Input>,
 }
@@ -31,6 +32,8 @@ pub(super) struct LeftBehind {
     boot: String,
     /// As whom it asked.
     pub identity: Option<As>,
+    /// Whom it asked.
+    pub around: Surroundings,
     /// What it watched. Some of them may have ended since.
     pub runs: Vec<Watched>,
 }
@@ -62,7 +65,7 @@ struct Guest {
 impl Guests {
     /// None yet.
     pub fn new(path: PathBuf, boot: String, inbox: mpsc::UnboundedSender<Input>) -> Self {
-        Self { path, boot, identity: None, guests: BTreeMap::new(), inbox }
+        Self { path, boot, identity: None, around: Surroundings::default(), guests: BTreeMap::new(), inbox }
     }
 
     /// Notes where the node stands, and answers as whom the lease is to be asked for.
@@ -77,6 +80,24 @@ impl Guests {
             self.save();
         }
         identity
+    }
+
+    /// Whom to ask, and what may have to be taken off the node.
+    pub fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
+    /// Notes that.
+    pub fn surround(&mut self, around: Surroundings) {
+        if self.around != around {
+            self.around = around;
+            self.save();
+        }
+    }
+
+    /// Whether the run is watched in another process.
+    pub fn is_another(&self, watched: &Watched) -> bool {
+        self.guests.get(&watched.run).is_some_and(|guest| guest.watched.process != watched.process)
     }
 
     /// Watches a run from now on.
@@ -170,7 +191,8 @@ impl Guests {
 
     fn save(&self) {
         let runs = self.guests.values().map(|guest| guest.watched.clone()).collect();
-        let left = LeftBehind { boot: self.boot.clone(), identity: self.identity, runs };
+        let (boot, around) = (self.boot.clone(), self.around.clone());
+        let left = LeftBehind { boot, identity: self.identity, around, runs };
         let fresh = self.path.with_extension("new");
         let saved = serde_json::to_vec(&left)
             .map_err(io::Error::from)

@@ -20,12 +20,12 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use attend::attend;
 pub use ha::Times;
 pub use link::{GuardError, GuardLink};
 pub use lookout::lookout;
 pub use process::{GuardConfig, GuardStartError, run};
 pub use realtime::favour;
-pub(crate) use attend::attend;
 pub(crate) use renewals::LEASE_PATH;
 pub(crate) use wire::ClusterAddress;
 

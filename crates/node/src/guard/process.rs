@@ -22,13 +22,13 @@ use super::guests::{Guests, LeftBehind};
 use super::renewals::{Renewals, Whose};
 use super::supervisor::Supervisor;
 use super::timer::Alarm;
-use super::wire::{Standing, Surroundings, ToDaemon, ToGuard, Watched};
+use super::wire::{Standing, ToDaemon, ToGuard, Watched};
 use super::{LOCK, RUNS, SOCKET, lookout, server};
 use crate::clock::boottime;
 use crate::home;
 
 /// How long the daemon may take for an orderly end.
-const LAST_WORDS: Duration = Duration::from_secs(15);
+const LAST_WORDS: Duration = Duration::from_secs(8);
 /// How long the guard before this one may take to end.
 const PREDECESSOR: Duration = Duration::from_secs(3);
 /// The alarm is never set closer than this: what is due at once is done without it.
@@ -112,7 +112,6 @@ pub async fn run(config: GuardConfig) -> Result<(), GuardStartError> {
         renewals: Renewals::new(home::identity_dir(&config.state_dir), config.times.lease, sender.clone()),
         daemon: Supervisor::new(config.daemon.clone(), config.run_dir.clone()),
         connection: None,
-        around: Surroundings::default(),
         until: Now::ZERO,
         address_is_gone: true,
         ending: None,
@@ -120,6 +119,7 @@ pub async fn run(config: GuardConfig) -> Result<(), GuardStartError> {
         config,
     };
     // The daemon may be the one that hangs: it has to be heard within the usual time from now on.
+    process.guests.surround(left.around);
     process.hear(ToGuard::Tick(left.identity.map_or(Standing::Outside, Standing::Inside))).await;
     for watched in left.runs {
         // One that has ended meanwhile is no news.
@@ -165,7 +165,6 @@ struct Process {
     daemon: Supervisor,
     /// The newest connection of a daemon: older ones do not count.
     connection: Option<(u64, mpsc::UnboundedSender<ToDaemon>)>,
-    around: Surroundings,
     /// What the daemon was told last of the lease.
     until: Now,
     /// The cluster's address was taken off when it had to be. As long as not, nobody is told so.
@@ -233,7 +232,7 @@ impl Process {
                     self.guests.go_on_if_stopped(&granted);
                 }
             }
-            Input::Identity(whose, loaded) => self.renewals.loaded(whose, loaded),
+            Input::Identity(whose, loaded) => self.renewals.loaded(whose, loaded, self.guests.around()),
             Input::Gone(run, process) => {
                 if self.guests.gone(run, &process) {
                     self.step(Event::Ended(run)).await;
@@ -252,7 +251,7 @@ impl Process {
                 self.step(Event::Daemon(identity)).await;
                 self.tell(ToDaemon::Lease(self.machine.until()));
             }
-            ToGuard::Surroundings(around) => self.around = around,
+            ToGuard::Surroundings(around) => self.guests.surround(around),
             ToGuard::Register { number, watched } => {
                 let outcome = self.watch(watched).await;
                 self.tell(ToDaemon::Registered { number, outcome });
@@ -268,6 +267,10 @@ impl Process {
     /// Watches a run; it is stopped already when this returns, if it must not go on.
     async fn watch(&mut self, watched: Watched) -> Result<(), String> {
         let Watched { run, protected, .. } = watched;
+        if self.guests.is_another(&watched) {
+            // The end of the first one was not seen yet.
+            self.step(Event::Ended(run)).await;
+        }
         self.guests.add(watched)?;
         self.step(Event::Register { run, protected }).await;
         Ok(())
@@ -290,7 +293,7 @@ impl Process {
                     }
                     let without_address = if self.address_is_gone { without_address } else { 0 };
                     let ha::guard::Identity { inc, node, life } = identity;
-                    self.renewals.ask(&Renew { inc, node, life, q, without_address }, master, &self.around);
+                    self.renewals.ask(&Renew { inc, node, life, q, without_address }, master, self.guests.around());
                 }
                 Effect::Lease(until) => {
                     self.note(until);
@@ -327,7 +330,7 @@ impl Process {
 
     /// Takes the cluster's address off this node.
     async fn drop_address(&mut self) {
-        self.address_is_gone = match &self.around.address {
+        self.address_is_gone = match &self.guests.around().address {
             // No daemon has said where it would be, so none of this guard's time has put it there.
             None => true,
             Some(it) => match take_off(it).await {

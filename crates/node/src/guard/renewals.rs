@@ -24,6 +24,8 @@ pub(super) struct Renewals {
     client: Option<(Whose, Client)>,
     /// Read from the disk beside everything else.
     loading: Option<Whose>,
+    /// To be sent as soon as it was read.
+    waiting: Option<(Renew, Option<NodeId>)>,
     inbox: mpsc::UnboundedSender<Input>,
 }
 
@@ -32,7 +34,7 @@ pub(super) type Whose = (Incarnation, NodeId);
 
 impl Renewals {
     pub fn new(identity_dir: PathBuf, within: Duration, inbox: mpsc::UnboundedSender<Input>) -> Self {
-        Self { identity_dir, within, client: None, loading: None, inbox }
+        Self { identity_dir, within, client: None, loading: None, waiting: None, inbox }
     }
 
     /// Gets ready to ask in that name.
@@ -54,10 +56,15 @@ impl Renewals {
     }
 
     /// What came of [`Self::prepare`].
-    pub fn loaded(&mut self, whose: Whose, loaded: Result<Client, String>) {
+    pub fn loaded(&mut self, whose: Whose, loaded: Result<Client, String>, around: &Surroundings) {
         self.loading = self.loading.filter(|loading| *loading != whose);
         match loaded {
-            Ok(client) => self.client = Some((whose, client)),
+            Ok(client) => {
+                self.client = Some((whose, client));
+                if let Some((renew, master)) = self.waiting.take() {
+                    self.ask(&renew, master, around);
+                }
+            }
             Err(why) => tracing::error!(why, "the node's identity can't be used to ask for a lease"),
         }
     }
@@ -67,7 +74,10 @@ impl Renewals {
     pub fn ask(&mut self, renew: &Renew, master: Option<NodeId>, around: &Surroundings) {
         let whose = (renew.inc, renew.node);
         self.prepare(whose);
-        let Some((_, client)) = self.client.as_ref().filter(|(loaded, _)| *loaded == whose) else { return };
+        let Some((_, client)) = self.client.as_ref().filter(|(loaded, _)| *loaded == whose) else {
+            self.waiting = Some((renew.clone(), master));
+            return;
+        };
         let known = master.and_then(|master| Some((master, *around.nodes.get(&master)?)));
         let targets: Vec<(NodeId, SocketAddr)> = match known {
             Some(one) => vec![one],

@@ -168,10 +168,8 @@ impl Node {
         let sleep = |_| Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
         let guests: BTreeMap<RunId, Child> = [PROTECTED, UNPROTECTED].map(|run| (run, sleep(run))).into();
         let id = |run: &RunId, guest: &Child| (*run, ProcessId::of(guest.id() as i32).unwrap(), *run == PROTECTED);
-        let orders = Orders {
-            master: server.local_addr(),
-            runs: guests.iter().map(|(run, guest)| id(run, guest)).collect(),
-        };
+        let orders =
+            Orders { master: server.local_addr(), runs: guests.iter().map(|(run, guest)| id(run, guest)).collect() };
         std::fs::write(dir.path().join("orders"), serde_json::to_vec(&orders).unwrap()).unwrap();
         let mut node = Self { dir, guard: None, guests, master, _server: server };
         node.start_guard();
