@@ -104,6 +104,8 @@ pub struct Guard {
     identity: Option<Identity>,
     /// When the daemon last gave a sign of life.
     heard: Option<Now>,
+    /// When it hangs, if it gives none until then. One that is starting, or was there before the guard, has twice the time.
+    hangs: Now,
     /// The daemon is being replaced, and was not heard since.
     replacing: bool,
     until: Now,
@@ -139,6 +141,7 @@ impl Guard {
             times,
             identity: None,
             heard: None,
+            hangs: now + times.daemon_hung * 2,
             replacing: false,
             until: Now::ZERO,
             held: false,
@@ -170,8 +173,9 @@ impl Guard {
         match event {
             Event::Daemon(identity) => {
                 self.heard = Some(now);
+                self.hangs = now + self.times.daemon_hung;
                 self.replacing = false;
-                self.identify(identity);
+                self.identify(identity, out);
             }
             Event::Register { run, protected } => {
                 self.runs.entry(run).or_insert(Run { protected, phase: Phase::Free }).protected = protected;
@@ -210,7 +214,7 @@ impl Guard {
         [
             self.may_ask().then_some(self.next_renew),
             self.held.then_some(self.until),
-            self.heard.filter(|_| !self.replacing).map(|heard| heard + self.times.daemon_hung),
+            (!self.replacing).then_some(self.hangs),
         ]
         .into_iter()
         .flatten()
@@ -218,8 +222,9 @@ impl Guard {
         .fold(self.now + IDLE, Now::min)
     }
 
-    /// Who the node is from now on. Another life or incarnation has no lease yet.
-    fn identify(&mut self, identity: Option<Identity>) {
+    /// Who the node is from now on. Another life or incarnation has no lease yet; nor has a guard that has just started, and
+    /// the one before it may have left the address on.
+    fn identify(&mut self, identity: Option<Identity>, out: &mut Vec<Effect>) {
         if identity == self.identity {
             return;
         }
@@ -233,6 +238,9 @@ impl Guard {
         self.asked.clear();
         self.granted = None;
         self.next_renew = self.now;
+        if identity.is_some() {
+            out.push(Effect::DropAddress);
+        }
     }
 
     fn answered(&mut self, q: u64, answer: Answer, out: &mut Vec<Effect>) {
@@ -360,8 +368,7 @@ impl Guard {
 
     /// Ends the daemon if it hangs.
     fn look_after_daemon(&mut self, out: &mut Vec<Effect>) {
-        let hangs = self.heard.is_some_and(|heard| self.now >= heard + self.times.daemon_hung);
-        if hangs && !self.replacing {
+        if self.now >= self.hangs && !self.replacing {
             self.replacing = true;
             out.push(Effect::ReplaceDaemon);
         }

@@ -16,8 +16,8 @@ pub struct Watchman {
     pub guard: Guard,
     /// Runs that it was told of.
     pub knows: BTreeSet<RunId>,
-    /// As whom it asks.
-    identity: Option<Identity>,
+    /// As whom it asks; what its daemon has told it.
+    pub identity: Option<Identity>,
     tick_at: u64,
 }
 

@@ -15,7 +15,7 @@ fn caught(mutant: Mutant, table: &str) {
 
 /// It counts from when it asked, not from when it is answered.
 const A_LEASE: &str = "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
       40  granted 1 7 5 1      | lease 1000
      100  tick                 | renew 2 as 7 to 1
      200  tick                 | renew 3 as 7 to 1
@@ -31,7 +31,7 @@ fn a_lease_counts_from_when_it_was_asked_for() {
 }
 
 const A_SHORT_LOSS: &str = "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
        0  run 4                | stop 4
        0  run 9 unprotected    |
       10  granted 1 7 5 1 4    | lease 1000
@@ -52,7 +52,7 @@ fn a_short_loss_is_a_pause_and_what_goes_on_was_asked_for_afterwards() {
 fn a_run_that_was_taken_over_meanwhile_is_ended() {
     holds(
         "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
       10  granted 1 7 5 1      | lease 1000
       20  run 4                |
       20  run 5                |
@@ -65,7 +65,7 @@ fn a_run_that_was_taken_over_meanwhile_is_ended() {
 }
 
 const REGISTERED_TOO_LATE: &str = "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
       10  granted 1 7 5 1      | lease 1000
      999  daemon 7             | renew 2 as 7 to all
     1000  tick                 | drop-address; lease 1000
@@ -82,7 +82,7 @@ fn a_run_that_comes_after_the_lease_ended_waits_for_the_next() {
 }
 
 const PARKED: &str = "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
       10  granted 1 7 5 1      | lease 1000
       20  run 4                |
     1000  tick                 | stop 4; drop-address; lease 1000; renew 2 as 7 to all
@@ -102,7 +102,7 @@ fn a_stopped_run_is_ended_when_no_lease_comes_back() {
 fn a_run_may_lose_or_gain_protection() {
     holds(
         "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
        0  run 4 unprotected    |
        1  run 4                | stop 4
       50  run 4 unprotected    |
@@ -117,7 +117,7 @@ fn a_run_may_lose_or_gain_protection() {
 fn an_ended_life_ends_what_it_ran_unless_who_says_so_is_behind() {
     holds(
         "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
       10  granted 1 7 5 1      | lease 1000
       20  run 4                |
       30  run 5 unprotected    |
@@ -128,7 +128,7 @@ fn an_ended_life_ends_what_it_ran_unless_who_says_so_is_behind() {
      200  tick                 | renew 3 as 7 to 1
      210  over 3 8 5           |
      220  granted 3 7 4 1 4    |
-     230  daemon 8             | renew 4 as 8 to all
+     230  daemon 8             | drop-address; renew 4 as 8 to all
      240  granted 3 7 5 1 4    |
      250  granted 4 8 5 1      | lease 1230
     ",
@@ -139,7 +139,7 @@ fn an_ended_life_ends_what_it_ran_unless_who_says_so_is_behind() {
 fn grants_of_deposed_masters_and_other_lives_do_not_count() {
     holds(
         "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
       10  granted 1 7 5 1      | lease 1000
      100  tick                 | renew 2 as 7 to 1
      110  granted 2 7 4 1      |
@@ -155,7 +155,7 @@ fn grants_of_deposed_masters_and_other_lives_do_not_count() {
 fn the_address_goes_when_another_node_is_master_and_the_guard_says_so() {
     holds(
         "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
       10  granted 1 7 5 1      | lease 1000
      100  tick                 | renew 2 as 7 to 1
      110  granted 2 7 6 2      | drop-address; lease 1100
@@ -174,7 +174,7 @@ fn the_address_goes_when_another_node_is_master_and_the_guard_says_so() {
 fn the_master_is_looked_for_when_it_does_not_answer() {
     holds(
         "
-       0  daemon 7             | renew 1 as 7 to all
+       0  daemon 7             | drop-address; renew 1 as 7 to all
        5  not-master 1 2       | renew 2 as 7 to 2
       10  granted 2 7 5 2      | drop-address; lease 1005
       11  not-master 1 3       |
@@ -193,8 +193,9 @@ fn a_daemon_that_hangs_is_replaced_and_a_lease_ends_without_it() {
     holds(
         "
        0  tick                 |
+    6000  tick                 | replace-daemon
     9000  tick                 |
-   10000  daemon 7             | renew 1 as 7 to all
+   10000  daemon 7             | drop-address; renew 1 as 7 to all
    10001  granted 1 7 5 1      | lease 11000
    12900  tick                 | drop-address; lease 11000; renew 2 as 7 to all
    12901  granted 2 7 5 1      | lease 13900
@@ -214,10 +215,10 @@ fn outside_a_cluster_nothing_is_asked_for_and_what_is_stopped_stays() {
         "
        0  daemon none          |
        0  run 4                |
-      10  daemon 7             | stop 4; renew 1 as 7 to all
+      10  daemon 7             | drop-address; stop 4; renew 1 as 7 to all
       20  daemon none          |
    90000  daemon none          |
-   90001  daemon 0             | kill 4
+   90001  daemon 0             | drop-address; kill 4
     ",
     );
 }

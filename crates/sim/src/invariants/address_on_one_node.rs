@@ -1,4 +1,5 @@
-//! I12: the cluster's address is on one node at the most, as far as guards do their duty.
+//! I12: the cluster's address is on one node at the most, as far as guards do their duty: one that has just
+//! started hears from its daemon that there is an address.
 
 use crate::world::World;
 
@@ -11,7 +12,8 @@ pub fn check(world: &World) -> Option<String> {
         let clock = machine.clock.show(world.now);
         let leased = machine.guard.as_ref().is_some_and(|process| process.it.guard.holds(clock));
         let (guarded, since) = machine.guarded;
-        machine.has_address && (leased || guarded && world.now > since + SLACK)
+        let told = machine.guard.as_ref().is_some_and(|process| process.it.identity.is_some());
+        machine.has_address && (leased || guarded && told && world.now > since + SLACK)
     };
     let mut holders = (0..world.machines.len()).filter(counts);
     let (one, other) = (holders.next()?, holders.next()?);

@@ -1,0 +1,42 @@
+//! The simulation finds what it is there to find: each rule that is left out leads to a violation within a few seeds.
+
+use ha::Mutant;
+use sim::Plan;
+
+/// How many seeds are tried.
+const SEEDS: u64 = 300;
+
+/// `from`: a seed that is known to show it, so that a run is short. `breaks`: one of the promises that it breaks.
+fn must_catch(mutant: Mutant, from: u64) {
+    for seed in from..from + SEEDS {
+        if let Err(violation) = sim::run(Plan { mutant: Some(mutant), ..Plan::new(seed) }) {
+            eprintln!("{mutant:?}: seed {seed}: {violation}");
+            return;
+        }
+    }
+    panic!("{mutant:?} was not found by {SEEDS} seeds");
+}
+
+macro_rules! mutants {
+    ($($name:ident: $mutant:ident, $from:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            must_catch(Mutant::$mutant, $from);
+        })*
+    };
+}
+
+mutants! {
+    a_voter_that_confirms_any_term: ConfirmsAnyTerm, 0;
+    a_voter_that_forgets: VoterForgets, 0;
+    a_grant_without_a_round: GrantWithoutRound, 0;
+    a_grant_by_an_older_round: JoinsRoundInFlight, 0;
+    a_grant_before_office: GrantBeforeOffice, 0;
+    a_master_that_does_not_fence: NoFenceWait, 0;
+    a_grant_to_the_condemned: GrantToCondemned, 0;
+    a_sentence_without_proof: CondemnUnproved, 0;
+    a_lease_that_counts_from_the_answer: RenewedByAnswering, 0;
+    a_guest_that_goes_on_unasked: ContinuedWithoutAsking, 0;
+    a_guest_that_goes_on_after_a_while: ContinuedOnTimeout, 0;
+    a_run_that_slips_in: RunSlipsIn, 0;
+}
