@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{AdminState, Applied, Command, InstanceId, NodeId, Params, Provision, RunId};
+use model::{AdminState, Applied, Command, Happening, InstanceId, NodeId, Params, Provision, RunId};
 use opcodes::Failure;
 use opcodes::op::InstanceRestart;
 use serde::{Deserialize, Serialize};
@@ -41,8 +41,21 @@ pub async fn restart(ctx: &Context, op: InstanceRestart) -> Result<Value, Halt> 
     commands.extend(plan.run.map(|run| Command::Disown { instance: plan.id, run, want: None }));
     commands.push(Command::Own { instance: plan.id, node: plan.to });
     let applied: Vec<Applied> = ctx.commit("move", commands).await?;
-    launch(ctx, plan.id, plan.to, run_of(&applied)?, &Params::new(), &Params::new(), false).await?;
-    Ok(Value::Null)
+    let run = run_of(&applied)?;
+    let (instance, name, node) = (plan.id, op.instance_name, plan.to);
+    match launch(ctx, plan.id, plan.to, run, &Params::new(), &Params::new(), false).await {
+        Ok(()) => {
+            let what = Happening::Started { instance, name, node, run };
+            ctx.commit("started", vec![Command::Note(Box::new(what))]).await?;
+            Ok(Value::Null)
+        }
+        Err(Halt::Failed(failure)) => {
+            let what = Happening::NotStarted { instance, name, node, run, reason: failure.text.clone() };
+            ctx.commit("not-started", vec![Command::Note(Box::new(what))]).await?;
+            Err(failure.into())
+        }
+        Err(halt) => Err(halt),
+    }
 }
 
 /// Finds out whether there is still something to do, now that nobody else works on the instance.

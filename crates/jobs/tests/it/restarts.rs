@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Command, Evidence, NodeId, RunId};
+use model::{Command, Evidence, Happening, NodeId, RunId};
 use opcodes::Opcode;
 use opcodes::op::InstanceRestart;
 use serde_json::Value;
@@ -27,11 +27,11 @@ fn a_guest_that_ended_is_started_again_on_its_node() {
     let lab = Lab::new();
     crashed(&lab);
     lab.run(restart(Some(2), "node01")).unwrap();
-    assert_eq!(
-        lab.take_journal(),
-        ["node01 facts", "node01 detach vm1", "node01 stop vm1 2", "node01 start vm1 3"]
-    );
+    assert_eq!(lab.take_journal(), ["node01 facts", "node01 detach vm1", "node01 stop vm1 2", "node01 start vm1 3"]);
     assert_runs(&lab, 1, 3);
+    let state = lab.state();
+    let last = &state.history.iter().last().unwrap().what;
+    assert!(matches!(last, Happening::Started { node: NodeId(1), run: RunId(3), .. }), "{last:?}");
 }
 
 #[test]
