@@ -132,6 +132,11 @@ impl<'a> Scenario<'a> {
         self.report.stage(self.screen, self.lab, seen_by, title)
     }
 
+    /// Draws what has just happened to the stage before, and the nodes do not know yet.
+    fn right_after(&mut self, title: &str) -> anyhow::Result<()> {
+        self.report.right_after(self.screen, self.lab, title)
+    }
+
     fn on(&mut self, node: &str, line: &str) -> anyhow::Result<Outcome> {
         let node = self.node(node)?;
         self.screen.run(&node, line)
@@ -355,8 +360,9 @@ impl<'a> Scenario<'a> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut holders = Vec::new();
-            for node in ["node01", "node02", "witness"] {
-                let addresses = self.node(node)?.exec(["ip", "-o", "-4", "address", "show", "dev", "br0"])?.stdout;
+            let there = self.lab.status()?.into_iter().filter(|node| node.pid.is_some()).map(|node| node.name);
+            for node in there.filter(|name| name != "client") {
+                let addresses = self.node(&node)?.exec(["ip", "-o", "-4", "address", "show", "dev", "br0"])?.stdout;
                 if addresses.contains(" 10.0.0.20/") {
                     holders.push(node);
                 }

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use opcodes::disks::{DiskReport, NodeReplica, ReplicaReport};
 use opcodes::wire::{Cell, Query, Request, Resource, Table};
 use serde::Serialize;
@@ -123,33 +123,43 @@ pub(crate) enum Standing {
 }
 
 impl Stage {
-    /// How a lab's cluster is now, as the node `seen_by` says. Where it can't say that (it has no master, or a node has died
-    /// or been cut off since the stage `before`): what that stage of the same nodes showed, with what the machine sees now.
+    /// How a lab's cluster is now, as the node `seen_by` says; where it can't say that (it has no master), what an earlier
+    /// stage of the same nodes showed, with what the machine sees now.
     pub fn gather(lab: &Lab, seen_by: &str, before: Option<&Stage>) -> anyhow::Result<Stage> {
-        let members: Vec<Status> = lab.status()?.into_iter().filter(|member| member.name != layout::CLIENT).collect();
-        let names = || members.iter().map(|member| &*member.name);
-        let before = before.filter(|stage| stage.nodes.iter().map(|node| &*node.name).eq(names()));
-        let anew = |member: &Status| {
-            let earlier = before.and_then(|stage| stage.nodes.iter().find(|node| node.name == member.name));
-            earlier.is_some_and(|node| node.condition == Condition::Alive && condition(member) != Condition::Alive)
-        };
-        // What has just happened the nodes can't know yet: asked now they would say how it is in some seconds.
-        let said = if members.iter().any(anew) { None } else { said_in_time(lab.node(seen_by)?) };
-        let mut stage = match (&said, before) {
-            (Some(said), _) => said.stage(&members)?,
-            (None, Some(before)) => before.clone(),
+        let members = members(lab)?;
+        let mut stage = match (said_in_time(lab.node(seen_by)?), before.filter(|stage| stage.is_of(&members))) {
+            (Some(said), _) => Stage { said_by: Some(seen_by.to_owned()), ..said.stage(&members)? },
+            (None, Some(before)) => Stage { said_by: None, ..before.clone() },
             (None, None) => Stage::of_machines(&members),
         };
-        stage.said_by = said.map(|_| seen_by.to_owned());
-        for (node, member) in stage.nodes.iter_mut().zip(&members) {
+        stage.see(lab, &members)?;
+        Ok(stage)
+    }
+
+    /// The same, with what the machine sees now: for what has just happened, which the nodes can't know yet. Asked now they
+    /// would say how it is in some seconds.
+    pub fn right_after(&self, lab: &Lab) -> anyhow::Result<Stage> {
+        let members = members(lab)?;
+        ensure!(self.is_of(&members), "the stage before is that of another lab");
+        let mut stage = Stage { said_by: None, ..self.clone() };
+        stage.see(lab, &members)?;
+        Ok(stage)
+    }
+
+    fn is_of(&self, members: &[Status]) -> bool {
+        self.nodes.iter().map(|node| &node.name).eq(members.iter().map(|member| &member.name))
+    }
+
+    fn see(&mut self, lab: &Lab, members: &[Status]) -> anyhow::Result<()> {
+        for (node, member) in self.nodes.iter_mut().zip(members) {
             node.see(member);
         }
-        stage.holders = holders(lab, &members, stage.address)?;
-        let guests = guests(&members)?;
-        for instance in &mut stage.instances {
+        self.holders = holders(lab, members, self.address)?;
+        let guests = guests(members)?;
+        for instance in &mut self.instances {
             instance.guests = guests.get(&instance.name).cloned().unwrap_or_default();
         }
-        Ok(stage)
+        Ok(())
     }
 
     /// Only what the machine sees.
@@ -178,16 +188,17 @@ impl Machine {
     fn see(&mut self, member: &Status) {
         self.public = member.public;
         self.replication = member.replication;
-        self.condition = condition(member);
+        self.condition = match (member.pid, member.public, member.replication) {
+            (None, _, _) => Condition::Dead,
+            (Some(_), Some(Cut::Both), Some(Cut::Both)) => Condition::Isolated,
+            _ => Condition::Alive,
+        };
     }
 }
 
-fn condition(member: &Status) -> Condition {
-    match (member.pid, member.public, member.replication) {
-        (None, _, _) => Condition::Dead,
-        (Some(_), Some(Cut::Both), Some(Cut::Both)) => Condition::Isolated,
-        _ => Condition::Alive,
-    }
+/// Nodes and witness.
+fn members(lab: &Lab) -> anyhow::Result<Vec<Status>> {
+    Ok(lab.status()?.into_iter().filter(|member| member.name != layout::CLIENT).collect())
 }
 
 /// What a cluster says of itself.

@@ -50,7 +50,7 @@ impl Scenario<'_> {
         let fault = Fault::now();
         self.lab.kill("node02")?;
         self.fault_is_done(&mut guests)?;
-        self.stage("node01", "Figure 24: node02 is dead, and nobody has decided anything yet")?;
+        self.right_after("Figure 24: node02 is dead, and nobody has decided anything yet")?;
         let (taken, histories) = self.taken_over(&runs, guests, "node02", "node01", fault)?;
         self.never_twice(runs)?;
 

@@ -22,10 +22,7 @@ impl Scenario<'_> {
         let fault = Fault::now();
         self.lab.kill("node02")?;
         self.fault_is_done(&mut guests)?;
-        self.stage(
-            "node01",
-            "Figure 24, without a witness: node02 is dead, and node01 may not decide anything by itself",
-        )?;
+        self.right_after("Figure 24, without a witness: node02 is dead, and node01 may not decide anything by itself")?;
         let list = self.on("node01", "gnt-instance list")?.ended_with(1)?;
         list.says("node02")?.says("master-failover --no-voting")?;
 

@@ -38,11 +38,12 @@ impl Scenario<'_> {
     fn cut_off(&mut self, node: &str, to: &str, on_it: &[&Guest]) -> anyhow::Result<Figures> {
         let runs = RunWatch::start(self.lab)?;
         let mut guests = self.watch(on_it)?;
+        self.stage(to, &format!("{node} before its cables are cut"))?;
         self.screen.note(&format!("both cables of {node} are unplugged; nobody types anything"));
         let fault = Fault::now();
         self.lab.cut(node, Cable::Both, Cut::Both)?;
         self.fault_is_done(&mut guests)?;
-        self.stage(to, &format!("{node} is cut off, but lives"))?;
+        self.right_after(&format!("{node} is cut off, but lives; nobody has decided anything yet"))?;
         let (taken, histories) = self.taken_over(&runs, guests, node, to, fault)?;
         let stopped = stopped(&runs.so_far(), on_it, node, to, fault.at)?;
         self.screen.note(&format!(
@@ -50,7 +51,7 @@ impl Scenario<'_> {
             stopped.as_secs_f64()
         ));
         self.on(node, "gnt-instance list")?.ended_with(1)?.says("No master")?;
-        self.stage(to, &format!("its guests are stopped, and run on {to}"))?;
+        self.stage(to, &format!("{node} is cut off: its guests are stopped there, and run on {to}"))?;
         self.on(to, &format!("cardume why {node}"))?.succeeded()?.says(node)?;
 
         self.screen.note(&format!("the cables of {node} are plugged in again; nobody types anything"));
