@@ -10,32 +10,24 @@ pub fn standing_warning(state: &State) -> Option<String> {
         return None;
     }
     if !cluster.ha {
-        return Some(
-            "automatic failover is switched off; when a node dies its instances wait for it or for an operator, until \
-             'cardume ha arm' switches it on"
-                .to_owned(),
-        );
+        return Some("it is switched off, until 'cardume ha arm' switches it on".to_owned());
     }
     let voting = state.nodes.values().filter(|node| node.may_vote()).count();
     if voting < 3 {
+        let who = if voting == 1 { "one node votes".to_owned() } else { format!("{voting} nodes may vote") };
         return Some(format!(
-            "there is no automatic failover, because {} and of two nodes none can tell a dead one from a cut cable; when the \
-             master dies its instances wait until an operator types 'gnt-cluster master-failover --no-voting' and \
-             'gnt-node failover --ignore-consistency' on the other node, while with a witness (a third machine that only \
-             votes, 'gnt-node add --master-capable=no --vm-capable=no NAME') they would start there by themselves within \
-             seconds",
-            match voting {
-                1 => "only one node may vote".to_owned(),
-                voting => format!("only {voting} nodes may vote"),
-            }
+            "only {who}, and of two none can tell a dead peer from a cut cable; with a witness, a small third machine that \
+             only votes ('gnt-node add --master-capable=no --vm-capable=no NAME'), the instances of a dead node would start on \
+             the other one by themselves within seconds, without it an operator has to type \
+             'gnt-cluster master-failover --no-voting' and 'gnt-node failover --ignore-consistency'"
         ));
     }
     let unarmed = state.nodes.values().filter(|node| node.vm_capable && !node.offline && !node.armed);
     let unarmed: Vec<&str> = unarmed.map(|node| node.name.as_str()).collect();
     (!unarmed.is_empty()).then(|| {
         format!(
-            "not armed for automatic failover is {}; instances with a replica there wait for an operator when their node \
-             dies ('cardume ha status' says why it is not)",
+            "not armed is {}, so instances with a replica there wait for an operator when their node dies ('cardume ha status' \
+             says why)",
             unarmed.join(", ")
         )
     })

@@ -372,17 +372,19 @@ impl Member {
         }
     }
 
-    /// Asks the node that leads to hand over to this one.
-    pub async fn ask_for_handover(&self, leader: NodeId, within: Duration) -> Result<(), Failure> {
-        let Some(address) = self.address_of(leader) else {
-            return Err(Failure::no_master("the master is not known to this node yet"));
-        };
+    /// Asks the node that leads to hand over to this one. `None`: it could not be reached, and nothing was sent.
+    pub async fn ask_for_handover(&self, leader: NodeId, within: Duration) -> Option<Result<(), Failure>> {
+        let address = self.address_of(leader)?;
         let answer: Result<Result<(), Failure>, CallError> =
             self.client.call_json(leader.0, address, Lane::Control, HANDOVER_PATH, &self.letter(()), within).await;
-        answer.unwrap_or_else(|error| {
-            let name = self.state().node_name(leader);
-            Err(Failure::failed(format!("The master '{name}' did not hand over: {}", crate::chain(&error))))
-        })
+        match answer {
+            Ok(outcome) => Some(outcome),
+            Err(error) if error.never_sent() => None,
+            Err(error) => {
+                let name = self.state().node_name(leader);
+                Some(Err(Failure::failed(format!("The master '{name}' did not hand over: {}", crate::chain(&error)))))
+            }
+        }
     }
 
     /// Asks the leader to propose a command of a disk's primary.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::config::{ADDRESS_LEASE, MASTER_PATIENCE};
 use crate::explain::{self, Known};
+use crate::failover::STRICT_VOTERS;
 use crate::member::{Member, names};
 use crate::office::Office;
 use crate::tables::{self, Asked, Live};
@@ -27,6 +28,8 @@ const CONFIRM: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(100);
 /// The longest that a client may wait for news of a job in one request.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long nodes may take to be armed, before the answer is that they are asked.
+const FOLLOW: Duration = Duration::from_secs(5);
 /// How long a change of master may take altogether.
 const FAILOVER: Duration = Duration::from_secs(15);
 
@@ -191,7 +194,7 @@ async fn master_failover(member: &Arc<Member>) -> Result<(), Failure> {
     }
     let deadline = Instant::now() + FAILOVER;
     let mut offices = member.office.subscribe();
-    member.ask_for_handover(leader, FAILOVER).await?;
+    member.ask_for_handover(leader, FAILOVER).await.unwrap_or_else(|| Err(no_master(member)))?;
     match tokio::time::timeout_at(deadline, offices.wait_for(Option::is_some)).await {
         Ok(Ok(_)) => Ok(()),
         _ => Err(Failure::failed(format!(
@@ -254,10 +257,31 @@ pub async fn as_master(member: &Arc<Member>, request: Request, user: &str) -> Re
             let state = confirmed(member).await?;
             to_json(&explain::status(&state, &Known::at_hand(&office, &state)))
         }
-        Request::HaSwitch { on } => office.switch_ha(on).await.map(|()| Value::Null),
+        Request::HaSwitch { on } => switch_ha(member, &office, on).await.map(|()| Value::Null),
         // The node that gets these answers them.
         Request::Status | Request::Init(_) | Request::Join(_) | Request::MasterFailover | Request::Recover { .. } => {
             Err(Failure::failed("this request is answered by the node that gets it, not by the master"))
+        }
+    }
+}
+
+/// Switches automatic failover on or off. On: waits for a while until the nodes that answer have followed.
+async fn switch_ha(member: &Arc<Member>, office: &Office, on: bool) -> Result<(), Failure> {
+    office.switch_ha(on).await?;
+    if !on || member.log.status().voters.len() < STRICT_VOTERS {
+        return Ok(());
+    }
+    let mut views = member.log.watch();
+    let deadline = Instant::now() + FOLLOW;
+    loop {
+        let state = Arc::clone(&views.borrow_and_update().state);
+        let follows = |(id, node): (&NodeId, &model::Node)| {
+            let can = node.vm_capable && !node.offline && state.live(*id).is_some() && office.desk.is_served(*id);
+            node.armed || !can
+        };
+        let news = tokio::time::timeout_at(deadline, views.changed());
+        if state.nodes.iter().all(follows) || !matches!(news.await, Ok(Ok(()))) {
+            return Ok(());
         }
     }
 }

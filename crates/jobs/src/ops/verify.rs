@@ -115,7 +115,8 @@ pub async fn config(ctx: &Context, op: Verify) -> Result<Value, Halt> {
     for text in ctx.world().conflicts() {
         report.error("ECLUSTERCFG", "cluster", &cluster.name, text).await?;
     }
-    if let Some(text) = standing_warning(&state) {
+    if let Some(why) = standing_warning(&state) {
+        let text = format!("there is no automatic failover: {why}");
         let (code, kind, name) = ("ECLUSTERHA".into(), "cluster".into(), cluster.name.clone());
         report.problem(&Problem { code, kind, name, text, warning: true }).await?;
     }

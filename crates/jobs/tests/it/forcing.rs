@@ -271,3 +271,26 @@ fn what_is_doubtful_after_a_forced_recovery_is_promoted_by_the_option_alone() {
     lab.run(startup("vm1")).unwrap();
     assert_moved(&lab);
 }
+
+#[test]
+fn the_warning_stands_as_long_as_an_operator_would_be_needed() {
+    // node01 and node02 may vote, node03 is the witness; node04 may not be master.
+    let whole = Lab::new().state();
+    let of = |change: &dyn Fn(&mut State)| {
+        let mut state = State::clone(&whole);
+        change(&mut state);
+        jobs::standing_warning(&state)
+    };
+    let without_witness = |state: &mut State| state.nodes.retain(|node, _| node.0 <= 2);
+    assert_eq!(of(&|_| ()), None);
+    assert_eq!(of(&|state| state.nodes.retain(|node, _| node.0 == 1)), None, "there is nothing to fail over to");
+    let says = |warning: Option<String>, text: &str| {
+        assert!(warning.as_ref().is_some_and(|it| it.contains(text)), "{warning:?}")
+    };
+    says(
+        of(&without_witness),
+        "only 2 nodes may vote, and of two none can tell a dead peer from a cut cable; with a witness",
+    );
+    says(of(&|state| state.nodes.get_mut(&NodeId(2)).unwrap().armed = false), "not armed is node02");
+    says(of(&|state| state.cluster.as_mut().unwrap().ha = false), "switched off, until 'cardume ha arm'");
+}
