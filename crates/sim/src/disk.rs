@@ -338,8 +338,8 @@ pub struct Shared {
     /// Who served which epoch.
     pub served: BTreeMap<Epoch, usize>,
     admissions: BTreeSet<(Epoch, usize, u64)>,
-    /// What the guest of the newest epoch was shown first.
-    pub exposed: Vec<u64>,
+    /// What the guests of each epoch were shown first.
+    pub exposed: BTreeMap<Epoch, Vec<u64>>,
     /// Requests of guests that were not answered, also of those that are no more.
     pub requests: BTreeMap<mirror::engine::RequestId, crate::guest::Request>,
     /// Requests that were answered since everything was healed.
@@ -355,7 +355,7 @@ impl Shared {
             oracle: crate::oracle::Oracle::new(units),
             served: BTreeMap::new(),
             admissions: BTreeSet::new(),
-            exposed: vec![0; units],
+            exposed: BTreeMap::new(),
             requests: BTreeMap::new(),
             done: 0,
             asked: 0,

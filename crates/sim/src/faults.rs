@@ -33,6 +33,7 @@ pub fn act(world: &mut World) {
         64..74 => pause(world, node, &[Role::Daemon]),
         74..80 => pause(world, node, &[Role::Guard]),
         80..84 => pause(world, node, &[Role::Daemon, Role::Guard]),
+        84..88 => behead(world),
         _ => crash(world, node),
     }
 }
@@ -51,6 +52,40 @@ fn pause(world: &mut World, node: usize, roles: &[Role]) {
     for role in roles {
         world.pause(node, *role);
         world.after(back, Ev::GoOn(node, *role));
+    }
+}
+
+/// The leader is cut off, and every other daemon begins anew: what it remembers of that leader is gone.
+fn behead(world: &mut World) {
+    let leads = |node: &usize| world.raft.members[*node].leader.is_some();
+    let Some(leader) = (0..world.machines.len()).find(leads) else { return };
+    isolate(world, leader);
+    for node in (0..world.machines.len()).filter(|node| *node != leader) {
+        world.kill(node, Role::Daemon);
+        let back = world.rng.range(5_000, 100_000);
+        world.after(back, Ev::Start(node, Role::Daemon));
+    }
+}
+
+/// A node is about to be declared dead. Just then it can be reached again, and perhaps the master can't hear any more whether
+/// others have what it sent them.
+pub fn condemned(world: &mut World, master: usize, node: usize) {
+    if !world.faults || !world.rng.chance(35) {
+        return;
+    }
+    for other in (0..world.machines.len()).filter(|other| *other != node) {
+        world.after(0, Ev::Heal(node, other));
+        world.after(0, Ev::Heal(other, node));
+    }
+    world.after(1, Ev::GoOn(node, Role::Guard));
+    world.after(1, Ev::GoOn(node, Role::Daemon));
+    if world.rng.chance(50) {
+        world.note(|| format!("master {master} hears nobody any more"));
+        for other in (0..world.machines.len()).filter(|other| *other != master) {
+            let last = world.rng.range(200_000, 3_000_000);
+            world.after(2, Ev::Cut(other, master));
+            world.after(last, Ev::Heal(other, master));
+        }
     }
 }
 

@@ -193,6 +193,7 @@ impl World {
                         commands.push(Command::Takeover { instance: choice.instance, to, reason });
                     }
                 }
+                crate::faults::condemned(self, node, index(dead));
                 self.ask_to_commit(node, commands, Some(term), Token::Condemn(NodeLife { node: dead, life }));
             }
         }

@@ -67,7 +67,9 @@ pub enum Ev {
     GoOn(usize, Role),
     /// A machine is switched on.
     Boot(usize),
-    /// A cut is over.
+    /// A cut begins.
+    Cut(usize, usize),
+    /// It is over.
     Heal(usize, usize),
 }
 
@@ -219,6 +221,7 @@ impl World {
     fn heal(&mut self) {
         self.note(|| "healing".to_owned());
         self.faults = false;
+        self.queue.retain(|_, ev| !matches!(ev, Ev::Cut(..)));
         for (from, to) in self.net.cut.clone() {
             self.after(0, Ev::Heal(from, to));
         }
@@ -256,6 +259,9 @@ impl World {
             Ev::Start(node, role) => self.start(node, role),
             Ev::GoOn(node, role) => self.go_on(node, role),
             Ev::Boot(node) => self.boot(node),
+            Ev::Cut(from, to) => {
+                self.net.cut.insert((from, to));
+            }
             Ev::Heal(from, to) => self.heal_cut(from, to),
         }
         if self.violation.is_none() {

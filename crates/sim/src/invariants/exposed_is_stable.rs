@@ -10,7 +10,7 @@ pub fn serving(world: &mut World, node: usize, disk: usize) -> Option<String> {
         // It was replaced before it began to serve; it will find out.
         return None;
     }
-    let run = mirror.run;
+    let (run, epoch) = (mirror.run, mirror.epoch);
     let members = mirror.replicas.values().filter(|replica| replica.member.is_some());
     let members: Vec<usize> = members.map(|replica| index(replica.node)).collect();
     let source = if members.contains(&node) { node } else { *members.first()? };
@@ -37,6 +37,6 @@ pub fn serving(world: &mut World, node: usize, disk: usize) -> Option<String> {
     let pending = crate::guest::pending(world, disk, run);
     world.shared[disk].oracle.expose(&shown, &pending);
     crate::guest::is_shown(world, disk, &shown);
-    world.shared[disk].exposed = shown;
+    world.shared[disk].exposed.insert(epoch, shown);
     None
 }

@@ -1,5 +1,7 @@
 //! I1: completed writes of an epoch come from its primary; after a higher epoch serves, none completes that is not in what
-//! it was admitted with. I13: nor is a read answered then.
+//! it was admitted with (an acknowledgement may come so late that it has been overwritten since). I13: nor is a read answered then.
+
+use std::ops::Bound::{Excluded, Unbounded};
 
 use model::Epoch;
 
@@ -21,7 +23,8 @@ pub fn replied(world: &World, node: usize, disk: usize, asked: &Asked) -> Option
     }
     match asked {
         Asked::Write(range, stamp, _) => {
-            let admitted = units(*range).all(|unit| shared.exposed[unit] == *stamp);
+            let (_, shown) = shared.exposed.range((Excluded(epoch), Unbounded)).next()?;
+            let admitted = units(*range).all(|unit| shown[unit] == *stamp);
             (!admitted).then(|| {
                 format!("I1: node {node} acknowledged a write to disk {disk} in epoch {epoch}, but {newest} is served")
             })
