@@ -126,8 +126,7 @@ fn why_not(state: &State, known: &Known, id: NodeId) -> Option<String> {
         return Some("it has not joined".into());
     }
     if !node.armed {
-        let why = known.unarmed.get(&id).map(|why| format!(": {why}")).unwrap_or_default();
-        return Some(format!("it is not armed{why}"));
+        return Some(format!("it is not armed: {}", known.why_unarmed(state, id)));
     }
     if known.voters.len() < STRICT_VOTERS {
         return Some(format!("{} nodes have to vote for that, and {} does", STRICT_VOTERS, known.voters.len()));
@@ -136,10 +135,13 @@ fn why_not(state: &State, known: &Known, id: NodeId) -> Option<String> {
     let (left, silent): (BTreeSet<NodeId>, BTreeSet<NodeId>) = others.partition(|voter| known.is_served(*voter));
     (left.len() <= known.voters.len() / 2).then(|| {
         format!(
-            "without it {} of {} votes are left, which is no majority: {} can't be heard already",
+            "without it {} of {} votes are left, which is no majority: {} silent already",
             left.len(),
             known.voters.len(),
-            named(state, silent)
+            match silent.len() {
+                1 => format!("{} is", named(state, silent)),
+                _ => format!("{} are", named(state, silent)),
+            }
         )
     })
 }
@@ -152,10 +154,10 @@ pub fn status(state: &State, known: &Known) -> Vec<NodeLease> {
         dead: node.dead,
         armed: node.armed,
         age_ms: known.ages.get(id).map(|age| age.as_millis() as u64),
-        note: match (node.armed, known.unarmed.get(id)) {
-            (true, _) => None,
-            (false, _) if !node.vm_capable => Some("it runs no instances".into()),
-            (false, why) => Some(why.cloned().unwrap_or_else(|| "nobody has asked it to be yet".into())),
+        note: match node.armed {
+            true => None,
+            false if !node.vm_capable => Some("it runs no instances".into()),
+            false => Some(known.why_unarmed(state, *id)),
         },
     };
     let mut leases: Vec<NodeLease> = state.nodes.iter().map(lease).collect();

@@ -69,6 +69,14 @@ impl Known {
         known
     }
 
+    /// Why a node is not armed: one sentence without a full stop.
+    fn why_unarmed(&self, state: &State, node: NodeId) -> String {
+        if !state.cluster.as_ref().is_some_and(|cluster| cluster.ha) {
+            return "automatic failover is switched off: 'cardume ha arm' switches it on".into();
+        }
+        self.unarmed.get(&node).cloned().unwrap_or_else(|| "the master has not asked it to be yet".into())
+    }
+
     /// Whether a node's guard gets leases: it is there, and heard.
     fn is_served(&self, node: NodeId) -> bool {
         self.ages.get(&node).is_some_and(|age| *age < self.times.lease)

@@ -174,7 +174,7 @@ pub fn node(state: &State, known: &Known, id: NodeId) -> Vec<String> {
             "It is armed: it stops its guests when its lease ends, so it is declared dead without an operator.".into(),
         );
     } else {
-        let why = known.unarmed.get(&id).map_or_else(|| "nobody has asked it to be yet".into(), Clone::clone);
+        let why = known.why_unarmed(state, id);
         now.push(format!("It is not armed, so only an operator can say that it is dead: {}", full(&why)));
     }
     match known.ages.get(&id) {

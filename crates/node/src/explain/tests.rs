@@ -500,7 +500,7 @@ fn the_plan_says_why_nothing_happens_by_itself() {
             |stage| {
                 stage.known.ages.insert(NodeId(3), Duration::from_secs(60));
             },
-            Some("without it 1 of 3 votes are left, which is no majority: node03 can't be heard already"),
+            Some("without it 1 of 3 votes are left, which is no majority: node03 is silent already"),
         ),
     ];
     for (what, make, expected) in rows {
