@@ -269,15 +269,6 @@ pub enum Call {
         /// Its run.
         run: RunId,
     },
-    /// Brings the cluster's address up. Reply: [`Reply::Done`].
-    AddressUp {
-        /// Address.
-        address: Ipv4Addr,
-        /// Prefix length.
-        netmask: u8,
-        /// Interface.
-        netdev: String,
-    },
     /// Drops the cluster's address. Reply: [`Reply::Done`].
     AddressDown {
         /// Address.
@@ -335,7 +326,6 @@ impl Call {
             Call::Continue { .. } => "continue",
             Call::Stay { .. } => "stay",
             Call::Reset { .. } => "reset",
-            Call::AddressUp { .. } => "address_up",
             Call::AddressDown { .. } => "address_down",
             Call::CaughtUp { .. } => "caught_up",
             Call::Delay { .. } => "delay",

@@ -8,8 +8,11 @@ use opcodes::Failure;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How often it is looked whether an address that was brought up is still there: somebody may have taken it away.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+use crate::guard::{ClusterAddress, GuardLink};
+
+/// How often it is looked whether an address that was brought up is still there: the guard takes it away when it is started
+/// or the lease ends, and puts it on again only when it is asked.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Puts the address on an interface and takes it off.
 #[derive(Default)]
@@ -27,8 +30,17 @@ struct Held {
 }
 
 impl AddressKeeper {
-    /// Brings the address up and tells the network. Cheap while it is up, so that it can be called all the time.
-    pub async fn up(&self, at: Ipv4Addr, netmask: u8, netdev: &str) -> Result<(), Failure> {
+    /// Brings the address up on the master of `term` and tells the network. Cheap while it is up, so that it can be called all
+    /// the time. The guard puts it on; only a node that is not armed (`alone`) may do without one.
+    pub async fn up(
+        &self,
+        at: Ipv4Addr,
+        netmask: u8,
+        netdev: &str,
+        term: u64,
+        guard: &GuardLink,
+        alone: bool,
+    ) -> Result<(), Failure> {
         let mut held = self.held.lock().await;
         if held.as_ref().is_some_and(|held| held.looked.elapsed() < LOOK_AGAIN) {
             return Ok(());
@@ -40,7 +52,14 @@ impl AddressKeeper {
             held.looked = Instant::now();
             return Ok(());
         }
-        address::add(&net, netdev, at, netmask).await.map_err(failed)?;
+        if guard.connected() || !alone {
+            let address = ClusterAddress { address: at, netmask, netdev: netdev.to_owned() };
+            guard.put_address_on(term, address).await.map_err(|error| {
+                Failure::failed(format!("The cluster's address {at} can't be put on this node: {error}"))
+            })?;
+        } else {
+            address::add(&net, netdev, at, netmask).await.map_err(failed)?;
+        }
         let announcement = arp::announce(&net, netdev, at).await.map_err(failed)?;
         *held = Some(Held { at, netmask, netdev: netdev.to_owned(), announcement, looked: Instant::now() });
         Ok(())

@@ -78,7 +78,7 @@ impl Arming {
         self.strict.subscribe()
     }
 
-    fn is_strict(&self) -> bool {
+    pub fn is_strict(&self) -> bool {
         *self.strict.borrow()
     }
 

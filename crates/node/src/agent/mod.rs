@@ -130,9 +130,6 @@ impl Agent {
                 self.hypervisor(&hypervisor)?.reset(&run_name(run)).await.map_err(hypervisor_failed)?;
                 Ok(Reply::Done)
             }
-            Call::AddressUp { address, netmask, netdev } => {
-                self.address.up(address, netmask, &netdev).await.map(|()| Reply::Done)
-            }
             Call::AddressDown { address, netmask, netdev } => {
                 self.address.down(address, netmask, &netdev).await.map(|()| Reply::Done)
             }

@@ -42,7 +42,10 @@ impl Office {
                 let followed = self.log().quorum_age().is_some_and(|age| age < ADDRESS_LEASE);
                 return match followed {
                     _ if *leaving => Ok(()),
-                    true => keeper.up(address, netmask, netdev).await,
+                    true => {
+                        let (guard, alone) = (&self.member.agent.guard, !self.member.agent.arming.is_strict());
+                        keeper.up(address, netmask, netdev, self.term, guard, alone).await
+                    }
                     false => keeper.down(address, netmask, netdev).await,
                 };
             }

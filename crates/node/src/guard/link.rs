@@ -17,17 +17,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::SOCKET;
-use super::wire::{Standing, Surroundings, ToDaemon, ToGuard, Watched, line};
+use super::wire::{ClusterAddress, Standing, Surroundings, ToDaemon, ToGuard, Watched, line};
 use crate::clock::boottime;
 
 /// How often the daemon gives a sign of life.
 const TICK: Duration = Duration::from_millis(100);
 /// Pause before the guard is looked for again.
 const CONNECT_AGAIN: Duration = Duration::from_millis(50);
-/// How long the guard may take to answer a registration.
+/// How long the guard may take to answer a request.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// Why the guard does not answer for a run.
+/// Why the guard does not do what it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuardError {
     /// There is no connection.
@@ -37,7 +37,7 @@ pub enum GuardError {
     #[error("this node's guard did not answer in time")]
     Late,
     /// It refused.
-    #[error("this node's guard can't watch the run: {0}")]
+    #[error("this node's guard refuses: {0}")]
     Refused(String),
 }
 
@@ -63,7 +63,7 @@ struct Known {
     runs: BTreeMap<RunId, Run>,
     /// To the guard that is connected.
     out: Option<mpsc::UnboundedSender<ToGuard>>,
-    /// Registrations that were not answered.
+    /// Requests that were not answered.
     waiting: BTreeMap<u64, oneshot::Sender<Result<(), String>>>,
     /// When the guard last gave a sign of life.
     heard: Now,
@@ -139,12 +139,29 @@ impl GuardLink {
         process: Option<ProcessId>,
         protected: bool,
     ) -> Result<(), GuardError> {
-        let answer = self.send(Watched { run, process, protected })?;
-        match tokio::time::timeout(ANSWER, answer).await {
-            Ok(Ok(outcome)) => outcome.map_err(GuardError::Refused),
-            Ok(Err(_)) => Err(GuardError::NotConnected),
-            Err(_) => Err(GuardError::Late),
-        }
+        answered(self.send(Watched { run, process, protected })?).await
+    }
+
+    /// Has the guard put the cluster's address on this node, as on that of the master of `term`.
+    ///
+    /// # Errors
+    /// See [`GuardError`]: it is not to be put on then.
+    pub(crate) async fn put_address_on(&self, term: u64, address: ClusterAddress) -> Result<(), GuardError> {
+        let answer = self.request(&mut self.lock(), |number| ToGuard::PutAddressOn { number, term, address })?;
+        answered(answer).await
+    }
+
+    fn request(
+        &self,
+        known: &mut Known,
+        message: impl FnOnce(u64) -> ToGuard,
+    ) -> Result<oneshot::Receiver<Result<(), String>>, GuardError> {
+        let out = known.out.clone().ok_or(GuardError::NotConnected)?;
+        let (answered, answer) = oneshot::channel();
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        known.waiting.insert(number, answered);
+        out.send(message(number)).map_err(|_| GuardError::NotConnected)?;
+        Ok(answer)
     }
 
     /// The same without waiting, where something of it is news: for runs that go on whatever the guard says.
@@ -176,8 +193,6 @@ impl GuardLink {
     }
 
     fn send(self: &Arc<Self>, watched: Watched) -> Result<oneshot::Receiver<Result<(), String>>, GuardError> {
-        let (answered, answer) = oneshot::channel();
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let mut known = self.lock();
         let run = watched.run;
         let same = known.runs.get(&run).filter(|it| it.watched.process == watched.process);
@@ -193,10 +208,7 @@ impl GuardLink {
             },
         };
         known.runs.insert(run, Run { watched: watched.clone(), process, stopped });
-        let out = known.out.clone().ok_or(GuardError::NotConnected)?;
-        known.waiting.insert(number, answered);
-        out.send(ToGuard::Register { number, watched }).map_err(|_| GuardError::NotConnected)?;
-        Ok(answer)
+        self.request(&mut known, |number| ToGuard::Register { number, watched })
     }
 
     /// Forgets the run when its process ends; the guard sees that by itself.
@@ -254,7 +266,7 @@ impl GuardLink {
                 self.until.send_if_modified(|told| std::mem::replace(told, until) != until);
                 self.connected.send_if_modified(|connected| !std::mem::replace(connected, true));
             }
-            ToDaemon::Registered { number, outcome } => {
+            ToDaemon::Answered { number, outcome } => {
                 if let Some(waiting) = known.waiting.remove(&number) {
                     // Who asked may have gone.
                     let _ = waiting.send(outcome);
@@ -291,6 +303,14 @@ impl GuardLink {
         if !stopped.is_empty() {
             tracing::warn!(runs = stopped.join(", "), "there is no lease and no sign of the guard: guests are stopped");
         }
+    }
+}
+
+async fn answered(answer: oneshot::Receiver<Result<(), String>>) -> Result<(), GuardError> {
+    match tokio::time::timeout(ANSWER, answer).await {
+        Ok(Ok(outcome)) => outcome.map_err(GuardError::Refused),
+        Ok(Err(_)) => Err(GuardError::NotConnected),
+        Err(_) => Err(GuardError::Late),
     }
 }
 

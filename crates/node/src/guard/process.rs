@@ -22,7 +22,7 @@ use super::guests::{Guests, LeftBehind};
 use super::renewals::{Renewals, Whose};
 use super::supervisor::Supervisor;
 use super::timer::Alarm;
-use super::wire::{Standing, ToDaemon, ToGuard, Watched};
+use super::wire::{ClusterAddress, Standing, ToDaemon, ToGuard, Watched};
 use super::{LOCK, RUNS, SOCKET, lookout, server};
 use crate::clock::boottime;
 use crate::home;
@@ -254,7 +254,11 @@ impl Process {
             ToGuard::Surroundings(around) => self.guests.surround(around),
             ToGuard::Register { number, watched } => {
                 let outcome = self.watch(watched).await;
-                self.tell(ToDaemon::Registered { number, outcome });
+                self.tell(ToDaemon::Answered { number, outcome });
+            }
+            ToGuard::PutAddressOn { number, term, address } => {
+                let outcome = self.put_address_on(term, &address).await;
+                self.tell(ToDaemon::Answered { number, outcome });
             }
             ToGuard::Ended(run) => {
                 if self.guests.ended(run) {
@@ -328,6 +332,15 @@ impl Process {
         }
     }
 
+    async fn put_address_on(&self, term: u64, it: &ClusterAddress) -> Result<(), String> {
+        if !self.machine.may_have_address(term, boottime()) {
+            return Err("it has no lease now, or knows a later master".into());
+        }
+        let net = network::Netlink::open().map_err(|error| crate::chain(&error))?;
+        let added = network::address::add(&net, &it.netdev, it.address, it.netmask).await;
+        added.map_err(|error| crate::chain(&error))
+    }
+
     /// Takes the cluster's address off this node.
     async fn drop_address(&mut self) {
         self.address_is_gone = match &self.guests.around().address {
@@ -368,7 +381,7 @@ impl Process {
     }
 }
 
-async fn take_off(it: &super::ClusterAddress) -> Result<(), network::Error> {
+async fn take_off(it: &ClusterAddress) -> Result<(), network::Error> {
     let net = network::Netlink::open()?;
     match network::address::remove(&net, &it.netdev, it.address, it.netmask).await {
         // Without the interface there is no address on it.

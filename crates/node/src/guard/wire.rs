@@ -16,7 +16,17 @@ pub(super) enum ToGuard {
     Tick(Standing),
     /// Whom the guard may have to ask.
     Surroundings(Surroundings),
-    /// A run is there; answered by [`ToDaemon::Registered`].
+    /// This node is the master of that term: put the cluster's address on it; answered by [`ToDaemon::Answered`]. It is the
+    /// guard that does it, because a daemon that stands still for a while could do it when another node has it already.
+    PutAddressOn {
+        /// Of this request.
+        number: u64,
+        /// The term.
+        term: u64,
+        /// The address.
+        address: ClusterAddress,
+    },
+    /// A run is there; answered by [`ToDaemon::Answered`].
     Register {
         /// Of this registration.
         number: u64,
@@ -33,8 +43,8 @@ pub(super) enum ToGuard {
 pub(super) enum ToDaemon {
     /// It lives, and the lease lasts until then.
     Lease(Now),
-    /// What became of a registration.
-    Registered {
+    /// What became of a request.
+    Answered {
         /// Its number.
         number: u64,
         /// Why not.
@@ -136,7 +146,7 @@ mod tests {
         }
         for message in [
             ToDaemon::Lease(Now::from_nanos(1_234_567_891)),
-            ToDaemon::Registered { number: 1, outcome: Err("gone".into()) },
+            ToDaemon::Answered { number: 1, outcome: Err("gone".into()) },
         ] {
             assert_eq!(serde_json::from_slice::<ToDaemon>(&line(&message)).unwrap(), message);
         }
