@@ -34,6 +34,7 @@ pub fn act(world: &mut World) {
         74..80 => pause(world, node, &[Role::Guard]),
         80..84 => pause(world, node, &[Role::Daemon, Role::Guard]),
         84..88 => behead(world),
+        88..92 => slow_log(world),
         _ => crash(world, node),
     }
 }
@@ -79,14 +80,26 @@ pub fn condemned(world: &mut World, master: usize, node: usize) {
     }
     world.after(1, Ev::GoOn(node, Role::Guard));
     world.after(1, Ev::GoOn(node, Role::Daemon));
+    if world.rng.chance(70) {
+        slow_log(world);
+    }
     if world.rng.chance(50) {
-        world.note(|| format!("master {master} hears nobody any more"));
+        world.note(|| format!("master {master} is cut off just now"));
         for other in (0..world.machines.len()).filter(|other| *other != master) {
+            let after = world.rng.range(3_000, 10_000);
             let last = world.rng.range(200_000, 3_000_000);
-            world.after(2, Ev::Cut(other, master));
-            world.after(last, Ev::Heal(other, master));
+            for (from, to) in [(other, master), (master, other)] {
+                world.after(after, Ev::Cut(from, to));
+                world.after(last, Ev::Heal(from, to));
+            }
         }
     }
+}
+
+/// Voters answer, but what they are sent for the log is long in being stored.
+fn slow_log(world: &mut World) {
+    world.log_slow = world.now + world.rng.range(50_000, 1_500_000);
+    world.note(|| format!("the log is slow until {}", world.log_slow));
 }
 
 /// A guest's process dies.

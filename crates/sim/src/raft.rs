@@ -188,6 +188,10 @@ impl World {
             return;
         }
         leader.followed = now;
+        if now < self.log_slow {
+            leader.pending.iter_mut().for_each(|pending| pending.stored.extend(&reached));
+            return;
+        }
         for Pending { proposal, asked, .. } in std::mem::take(&mut leader.pending) {
             self.commit(node, proposal, asked);
         }

@@ -108,6 +108,8 @@ pub struct World {
     pub touched: BTreeSet<usize>,
     /// How far a lease of a node in a life ever reached, by its own clock.
     pub leases: BTreeMap<(usize, Life), Now>,
+    /// Until when storing entries of the log takes for ever, though nodes talk.
+    pub log_slow: u64,
     /// Whether things go wrong.
     pub faults: bool,
     /// What happened.
@@ -150,6 +152,7 @@ impl World {
             shared: (0..plan.disks).map(|_| Shared::new(UNITS)).collect(),
             touched: BTreeSet::new(),
             leases: BTreeMap::new(),
+            log_slow: 0,
             faults: true,
             tally: Tally::default(),
             hash: 0xcbf2_9ce4_8422_2325,
@@ -221,6 +224,7 @@ impl World {
     fn heal(&mut self) {
         self.note(|| "healing".to_owned());
         self.faults = false;
+        self.log_slow = 0;
         self.queue.retain(|_, ev| !matches!(ev, Ev::Cut(..)));
         for (from, to) in self.net.cut.clone() {
             self.after(0, Ev::Heal(from, to));

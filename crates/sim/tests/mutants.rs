@@ -40,11 +40,3 @@ mutants! {
     a_guest_that_goes_on_after_a_while: ContinuedOnTimeout, 0;
     a_run_that_slips_in: RunSlipsIn, 0;
 }
-
-#[test]
-#[ignore]
-fn one() {
-    let seed = std::env::var("SEED").unwrap().parse().unwrap();
-    let r = sim::run(Plan { mutant: Some(Mutant::CondemnUnproved), trace: true, ..Plan::new(seed) });
-    eprintln!("{r:?}");
-}
