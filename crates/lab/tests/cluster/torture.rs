@@ -47,22 +47,33 @@ impl Fault {
     }
 }
 
-/// A fault, and the node that it strikes. The guest's own node as often as all others together.
-fn random(random: &mut Random, home: &str) -> (String, Fault) {
+/// The kinds of faults: each comes once before any comes again.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Kill,
+    Cut,
+    OneWay,
+    HangDaemon,
+    HangGuard,
+    HangGuest,
+}
+
+const KINDS: [Kind; 6] = [Kind::Kill, Kind::Cut, Kind::OneWay, Kind::HangDaemon, Kind::HangGuard, Kind::HangGuest];
+
+/// A fault of that kind, and the node that it strikes: the guest's own as often as all others together.
+fn random(dice: &mut Random, kind: Kind, home: &str) -> (String, Fault) {
     let nodes = [home, home, home, "node01", "node02", "witness"];
-    let node = nodes[random.below(nodes.len())].to_owned();
+    let node = nodes[dice.below(nodes.len())].to_owned();
     let cables = [Cable::Both, Cable::Both, Cable::Public, Cable::Replication];
-    let cable = cables[random.below(cables.len())];
-    let fault = match random.below(6) {
-        0 => Fault::Kill,
-        1 => Fault::Cut(cable, Cut::Both),
-        2 => Fault::Cut(cable, [Cut::Out, Cut::In][random.below(2)]),
-        3 => Fault::Hang(Part::Daemon),
-        4 => Fault::Hang(Part::Guard),
-        _ if node == home => Fault::Hang(Part::Guest("vm1".to_owned())),
-        _ => Fault::Kill,
-    };
-    (node, fault)
+    let cable = cables[dice.below(cables.len())];
+    match kind {
+        Kind::Kill => (node, Fault::Kill),
+        Kind::Cut => (node, Fault::Cut(cable, Cut::Both)),
+        Kind::OneWay => (node, Fault::Cut(cable, [Cut::Out, Cut::In][dice.below(2)])),
+        Kind::HangDaemon => (node, Fault::Hang(Part::Daemon)),
+        Kind::HangGuard => (node, Fault::Hang(Part::Guard)),
+        Kind::HangGuest => (home.to_owned(), Fault::Hang(Part::Guest("vm1".to_owned()))),
+    }
 }
 
 #[test]
@@ -73,9 +84,14 @@ fn after_random_faults_the_guest_runs_once_with_all_that_it_acknowledged() {
     let cluster = formed_for_failover(2, true);
     let mut vigil = Vigil::over_new_guest(&cluster, "node01");
     let mut takeovers = 0;
+    let mut kinds = Vec::new();
     for number in 1..=faults {
         let home = vigil.home().expect("it runs");
-        let (node, fault) = random(&mut dice, &home);
+        if kinds.is_empty() {
+            kinds = KINDS.to_vec();
+        }
+        let kind = kinds.remove(dice.below(kinds.len()));
+        let (node, fault) = random(&mut dice, kind, &home);
         let lasts = LONGEST.mul_f64(dice.next());
         println!("--- fault {number} of {faults}, vm1 on {home}, for {lasts:?}");
         let struck = Moment::now();
