@@ -316,6 +316,10 @@ impl World {
         if alive {
             if self.daemon(node).is_some_and(|daemon| daemon.told.replace(life) != Some(life)) {
                 self.every_disk(node, |_| Event::Life(life));
+                // Hypervisors are connected anew: what was begun in a life that ended is never answered.
+                for disk in 0..self.plan.disks {
+                    crate::guest::resend(self, node, disk);
+                }
             }
             return;
         }

@@ -157,6 +157,11 @@ impl Minder {
             {
                 life = now;
                 driver.event(Event::Life(life));
+                if promoted.is_some() {
+                    // What was begun in the life that ended is never answered. A hypervisor that goes on in the new one asks
+                    // again when it is connected anew.
+                    self.shared.exports.withdraw(self.disk);
+                }
             }
             let me = NodeLife { node, life };
             if let Some((instance, mirror)) = views::find(&state, self.disk) {
