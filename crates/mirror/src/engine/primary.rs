@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{ReplicaId, RunId, Uuid, Version};
+use model::{MirrorMode, ReplicaId, RunId, Uuid, Version};
 
 use super::Micros;
 use super::base::{Base, Job};
@@ -280,7 +280,8 @@ impl Primary {
             }
         }
         let ready = self.peers.values().find(|peer| peer.stage == Stage::Joined);
-        let command = if !solo.is_empty() {
+        let manual = base.view.as_ref().is_some_and(|view| view.mirror.mode == MirrorMode::Manual);
+        let command = if !solo.is_empty() && manual {
             DiskCommand::Solo(lost)
         } else if !lost.is_empty() {
             DiskCommand::Outdate(lost)

@@ -22,6 +22,9 @@ impl Primary {
         // The epoch was promised before: this node may have served in it. An InSync of that time may still be under way.
         let restarted = base.sb.epoch == mirror.epoch && !base.broken(Mutant::NoEmptyOutdate);
         base.begin_use();
+        // What an earlier start wrote alone, no other has, and the log may not know that yet: the mark stays until it does.
+        let alone = base.sb.hw.solo;
+        let soloed = mirror.in_sync().into_iter().filter(|rid| alone && *rid != own).collect();
         let (epoch, inc) = (mirror.epoch, view.inc);
         base.set_superblock(|sb| {
             sb.epoch = epoch;
@@ -44,7 +47,7 @@ impl Primary {
             ver: mirror.ver,
             in_sync: mirror.in_sync(),
             must_ack: mirror.in_sync(),
-            soloed: BTreeSet::new(),
+            soloed,
             peers: mirror.replicas.iter().map(peer).collect(),
             outdating: BTreeSet::new(),
             proposal: None,

@@ -41,7 +41,7 @@ impl Fault {
 }
 
 fn plan(seed: u64, nodes: usize) -> Plan {
-    Plan { seed, nodes, mutant: None, faults_ms: 6_000, mode: MirrorMode::Strict }
+    Plan { seed, nodes, mutant: None, faults_ms: 6_000, mode: MirrorMode::Strict, continue_alone: true }
 }
 
 fn run(plan: Plan) -> Result<u64, String> {

@@ -96,6 +96,7 @@ impl World {
             t_reconnect_ms: 30,
             flap_joins: 1_000,
             t_disk_ms: 20_000,
+            continue_alone: self.plan.continue_alone,
             ..mirror::engine::Config::default()
         }
     }

@@ -124,6 +124,42 @@ fn in_manual_mode_a_primary_goes_on_alone_and_says_so_afterwards() {
 }
 
 #[test]
+fn where_it_is_not_to_go_on_alone_a_primary_in_manual_mode_waits_for_the_log() {
+    let mut world = World::quiet(Plan { mode: MirrorMode::Manual, continue_alone: false, ..plan(1, 2) });
+    world.run_until("service", |world| world.guest.done() > 30);
+    let owner = world.owner().expect("somebody serves");
+    rest(&mut world);
+    world.cut_both(0, 1);
+    world.log_down = true;
+    guest::write(&mut world, 3);
+    world.run_for(30_000);
+    assert!(!world.guest.is_quiet(), "it is held");
+    assert!(!world.nodes[owner].superblock.hw.solo);
+    world.log_down = false;
+    world.run_until("the write", |world| world.guest.is_quiet());
+    assert!(!world.log.mirror().is_member_on(node_id(1 - owner)));
+    world.finish();
+}
+
+/// The daemon that went on alone ends before the log is back: its superblock knows, and nobody else's content counts.
+#[test]
+fn a_primary_that_went_on_alone_still_knows_it_after_a_restart_of_its_daemon() {
+    let (mut world, owner) = quiet(2, MirrorMode::Manual);
+    let other = 1 - owner;
+    world.cut_both(0, 1);
+    world.log_down = true;
+    goes_on(&mut world);
+    assert!(world.nodes[owner].superblock.hw.solo);
+    world.kill_daemon(owner);
+    heal(&mut world);
+    world.log_down = false;
+    world.start_daemon(owner);
+    world.run_until("the record", |world| !world.log.mirror().is_member_on(node_id(other)));
+    world.run_until("in sync", |world| world.log.mirror().in_sync().len() == 2);
+    world.finish();
+}
+
+#[test]
 fn in_strict_mode_nothing_is_acknowledged_without_the_log() {
     let (mut world, owner) = quiet(2, MirrorMode::Strict);
     rest(&mut world);

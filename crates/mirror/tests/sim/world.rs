@@ -32,6 +32,8 @@ pub struct Plan {
     pub faults_ms: u64,
     /// The disk's mode.
     pub mode: MirrorMode,
+    /// In manual mode, a primary that has lost its peer and the log goes on alone.
+    pub continue_alone: bool,
 }
 
 pub enum Ev {
