@@ -87,7 +87,8 @@ pub(crate) fn describe(request: &Request) -> String {
         Request::InstanceInfo { .. } => "instance info".into(),
         Request::Disks { .. } => "disks".into(),
         Request::Recover { off, commit } => {
-            format!("{} without {}", if *commit { "recover" } else { "look at recovering" }, off.join(", "))
+            let without = if off.is_empty() { String::new() } else { format!(" without {}", off.join(", ")) };
+            format!("{}{without}", if *commit { "recover" } else { "look at recovering" })
         }
         Request::Why { name } => format!("why {name}"),
         Request::HaBound => "ha bound".into(),

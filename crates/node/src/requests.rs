@@ -109,9 +109,9 @@ pub fn no_master(member: &Member) -> Failure {
     let state = member.state();
     let status = member.log.status();
     let last = match state.office {
-        Some(office) if office.node == member.id => "this node was the last one".to_owned(),
-        Some(office) => format!("the last one was '{}', and it does not answer", state.node_name(office.node)),
-        None => "there has been none yet".into(),
+        Some(office) if office.node == member.id => "this node was the last one, but".to_owned(),
+        Some(office) => format!("the last one, '{}', does not answer, and", state.node_name(office.node)),
+        None => "there has been none yet, and".into(),
     };
     let voters: Vec<String> = names(&state, &status.voters).into_iter().collect();
     let alone = match state.nodes.get(&member.id).is_some_and(|own| own.may_be_master()) {
@@ -122,7 +122,7 @@ pub fn no_master(member: &Member) -> Failure {
         false => "",
     };
     Failure::no_master(format!(
-        "No master: {last}; no majority of the voting nodes ({}) answers. Nothing was changed. \
+        "No master: {last} no majority of the voting nodes ({}) is there to choose another. Nothing was changed. \
          Start the missing nodes or mend their network, then try again.{alone}",
         voters.join(", ")
     ))

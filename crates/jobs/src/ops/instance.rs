@@ -97,6 +97,18 @@ fn with_way_out(state: &State, id: InstanceId, failure: Failure) -> Failure {
     let whole = |node: NodeId| {
         instance.disks.iter().all(|disk| disk.mirror.as_ref().is_some_and(|mirror| mirror.is_member_on(node)))
     };
+    let mut mirrors = instance.disks.iter().filter_map(|disk| disk.mirror.as_ref());
+    if mirrors.any(|mirror| mirror.doubtful) {
+        let text = format!(
+            "{}: 'gnt-instance failover --ignore-consistency {}'",
+            failure.text.trim_end_matches("; --ignore-consistency promotes them"),
+            instance.name
+        );
+        return Failure {
+            text: format!("{text} goes on with what node '{}' has", state.node_name(instance.primary)),
+            ..failure
+        };
+    }
     match instance.secondaries.iter().find(|node| whole(**node)) {
         Some(node) if !whole(instance.primary) => Failure {
             text: format!(

@@ -6,7 +6,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use consensus::Surplus;
+use hypervisor::ProcessId;
 use model::{ForkPoint, Incarnation, NodeId, State, params};
+use nix::sys::signal::Signal;
 
 use super::greeting::{Greeting, Relation};
 use crate::agent::Agent;
@@ -57,8 +59,8 @@ pub fn judge(
     match state.nodes.get(&me).is_some_and(|own| own.boot == boot) {
         false => Verdict::Rejoin { into, fork_point },
         true => Verdict::Conflict(format!(
-            "The cluster went on without this node: node '{}' is in its incarnation {}, this node in {}. But this machine \
-             was not off, as was asserted then, and its guests may have gone on writing. They are paused now, nothing was \
+            "The cluster went on without this node: node '{}' is in its incarnation {}, this node in {}. But this node has not \
+             been off since: its guests may have written what the cluster does not know. They are paused now, nothing was \
              discarded, and this node takes no orders. If what they wrote here may be given up, restart this machine: it \
              joins again then, and replicas that were written to on both sides are kept aside and reported",
             state.node_name(node),
@@ -68,20 +70,29 @@ pub fn judge(
     }
 }
 
-/// Pauses all guests of this node.
+/// Pauses all guests of this node, for good: their processes stand still. A monitor could not be asked for it, because it
+/// waits for disks that nobody serves any more.
 pub async fn pause_guests(agent: &Agent) {
     for (name, _) in params::HYPERVISORS {
         let Ok(hypervisor) = agent.hypervisor(name) else { continue };
         for running in hypervisor.list().await {
-            match hypervisor.pause(&running.run).await {
+            let stopped = match &running.process {
+                None => hypervisor.pause(&running.run).await.map_err(|error| crate::chain(&error)),
+                Some(process) => stop(process).map_err(|error| error.to_string()),
+            };
+            match stopped {
                 Ok(()) => tracing::warn!(instance = running.instance, run = running.run, "paused"),
                 Err(error) => {
-                    let error = crate::chain(&error);
                     tracing::error!(instance = running.instance, run = running.run, error, "could not be paused");
                 }
             }
         }
     }
+}
+
+fn stop(process: &ProcessId) -> io::Result<()> {
+    // One that is gone runs no more either.
+    process.open()?.map_or(Ok(()), |process| process.signal(Signal::SIGSTOP))
 }
 
 /// Writes down what a member's log had beyond the point at which the others went on, one entry a line; nothing if it had
