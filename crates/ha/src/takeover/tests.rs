@@ -187,7 +187,7 @@ fn instances_go_where_their_data_and_memory_are() {
             &[],
             &[
                 "vm1 stays: its disks are files that only its node has",
-                "vm2 stays: disk/0 is in manual mode: node node02, which has a replica of it, is not armed",
+                "vm2 stays: disk/0 is in manual mode: node02, which has a replica of it, is not armed",
             ],
         ),
         (

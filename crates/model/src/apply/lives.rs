@@ -39,9 +39,9 @@ impl State {
                 return Some(format!("disk/{index} is doubtful since the forced recovery of the cluster"));
             }
             if mirror.mode == MirrorMode::Manual {
-                return Some(match self.unarmed(mirror) {
+                return Some(match self.unarmed(mirror).filter(|_| self.wants_ha()) {
                     Some(node) => format!(
-                        "disk/{index} is in manual mode: node {}, which has a replica of it, is not armed",
+                        "disk/{index} is in manual mode: {}, which has a replica of it, is not armed",
                         self.node_name(node)
                     ),
                     None => format!("disk/{index} is in manual mode: automatic failover is switched off"),
@@ -58,6 +58,10 @@ impl State {
         next
     }
 
+    fn wants_ha(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.ha)
+    }
+
     fn unarmed(&self, mirror: &Mirror) -> Option<NodeId> {
         let armed = |node| self.nodes.get(&node).is_some_and(|node| node.armed);
         mirror.replicas.values().map(|replica| replica.node).find(|node| !armed(*node))
@@ -65,8 +69,7 @@ impl State {
 
     /// The mode that a disk has to have (protocol, 7.3).
     pub(super) fn mode_of(&self, mirror: &Mirror) -> MirrorMode {
-        let wanted = self.cluster.as_ref().is_some_and(|cluster| cluster.ha);
-        if wanted && self.unarmed(mirror).is_none() { MirrorMode::Strict } else { MirrorMode::Manual }
+        if self.wants_ha() && self.unarmed(mirror).is_none() { MirrorMode::Strict } else { MirrorMode::Manual }
     }
 
     /// Puts every disk into the mode that it has to have. For its primary that is a change like any other.
@@ -204,7 +207,7 @@ impl State {
                 node.name
             )));
         }
-        if !self.cluster.as_ref().is_some_and(|cluster| cluster.ha) {
+        if !self.wants_ha() {
             return Err(Rejection::State("automatic failover is switched off, so no node is armed".into()));
         }
         self.set_armed(id, true, at);

@@ -113,11 +113,14 @@ fn disk(state: &State, instance: &Instance, index: usize, disk: &Disk) -> String
         let name = state.node_name(node);
         if dead(node) { format!("{name} (dead)") } else { name }
     };
-    let members = mirror.replicas.values().filter(|replica| replica.member.is_some());
+    // The one where it lives first.
+    let mut replicas: Vec<_> = mirror.replicas.values().collect();
+    replicas.sort_by_key(|replica| (replica.node != instance.primary, replica.node));
+    let members = replicas.iter().filter(|replica| replica.member.is_some());
     let members: Vec<String> = members.map(|replica| with_state(replica.node)).collect();
     let only = if members.len() == 1 { " only" } else { "" };
     let mut text = format!("disk/{index} is in sync on {}{only}", listed(&members));
-    for replica in mirror.replicas.values().filter(|replica| replica.member.is_none()) {
+    for replica in replicas.iter().filter(|replica| replica.member.is_none()) {
         let node = with_state(replica.node);
         if replica.left.v == 0 {
             text += &format!("; the copy on {node} is not complete yet");

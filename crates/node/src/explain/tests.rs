@@ -11,8 +11,8 @@ use opcodes::wire::Why;
 use super::*;
 use crate::tables::{self, testing};
 
-/// node01 is the master, node02 has vm5, which is mirrored on both; node03 is a witness. All are armed; the clock stands at
-/// 100 s.
+/// node01 is the master, node02 has vm5, which is mirrored on both; node03 is a witness. All are armed; the clock
+/// stands where vm5 was made.
 struct Stage {
     state: State,
     at: u64,
@@ -24,7 +24,7 @@ impl Stage {
         let mut state = testing::cluster();
         state.history = Default::default();
         state.nodes.get_mut(&NodeId(3)).unwrap().vm_capable = false;
-        let mut stage = Self { state, at: 100_000_000, known: Known::default() };
+        let mut stage = Self { state, at: testing::MADE.0, known: Known::default() };
         let id = stage.id("vm5");
         stage.run(Command::Own { instance: id, node: NodeId(2) });
         stage.run(Command::ModifyInstance {
@@ -121,6 +121,9 @@ fn a_takeover_is_told_with_its_evidence() {
     assert_eq!(stage.texts("node02"), [told[0].clone(), told[1].clone(), told[3].clone()]);
     assert_eq!(stage.texts("node01"), [told[1].clone(), told[2].clone()]);
     assert_eq!(stage.texts("vm1"), Vec::<String>::new(), "it has nothing to do with node02");
+    let vm5 = stage.id("vm5");
+    stage.state.instances.get_mut(&vm5).unwrap().ctime = Timestamp(stage.at);
+    assert_eq!(stage.texts("vm5"), told[1..3], "what its nodes did before it was made does not explain it");
     let why = stage.why("vm5");
     assert_eq!((why.kind.as_str(), why.name.as_str()), ("instance", "vm5"));
     assert_eq!(why.events[0].at, why.events[0].record.at);
@@ -240,7 +243,7 @@ fn a_restart_is_told_with_the_time_that_it_took() {
     assert_eq!(texts[2], "vm5 runs on node02 (run 9).", "what came before has its answer already");
 }
 
-const BOTH: &str = "disk/0 is in sync on node01 and node02.";
+const BOTH: &str = "disk/0 is in sync on node02 and node01.";
 
 /// Each row: what is done to the stage, how vm5 is then.
 #[test]
@@ -394,10 +397,7 @@ fn how_a_node_is_now() {
         now[1],
         "It is not armed, so only an operator can say that it is dead: its guard does not ask for the node's lease."
     );
-    assert!(
-        now[5].ends_with("disk/0 is in manual mode: node node02, which has a replica of it, is not armed."),
-        "{now:?}"
-    );
+    assert!(now[5].ends_with("disk/0 is in manual mode: node02, which has a replica of it, is not armed."), "{now:?}");
     let life = stage.state.nodes[&NodeId(2)].life;
     stage.run(Command::NodeDead { node: NodeId(2), life, evidence: Evidence::AssertedOff });
     let now = stage.why("node02").now;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use model::{Happening, InstanceId, NodeId, Record, State};
+use model::{Happening, InstanceId, NodeId, Record, State, Timestamp};
 use opcodes::Failure;
 use opcodes::wire::{Why, WhyEvent};
 
@@ -16,7 +16,7 @@ use super::{Known, now};
 /// Nothing has, or had, that name.
 pub fn why(state: &State, known: &Known, name: &str) -> Result<Why, Failure> {
     if let Some((id, _)) = state.node_by_name(name) {
-        let events = events(state, |what| concerns_node(state, what, id));
+        let events = events(state, |record| concerns_node(state, &record.what, id));
         return Ok(Why { kind: "node".into(), name: name.to_owned(), now: now::node(state, known, id), events });
     }
     let instance = state.instance_by_name(name);
@@ -32,16 +32,18 @@ pub fn why(state: &State, known: &Known, name: &str) -> Result<Why, Failure> {
         }
         None => vec![format!("{name} is not in the cluster any more.")],
     };
-    let events = events(state, |what| match about(what) {
+    // What its nodes did before there was the instance does not explain anything about it.
+    let since = instance.map_or(Timestamp(0), |instance| instance.ctime);
+    let events = events(state, |record| match about(&record.what) {
         Some((instance, _)) => instance == id,
-        None => of_nodes(what).is_none_or(|node| nodes.contains(&node)),
+        None => record.at >= since && of_nodes(&record.what).is_none_or(|node| nodes.contains(&node)),
     });
     Ok(Why { kind: "instance".into(), name: name.to_owned(), now, events })
 }
 
-fn events(state: &State, concerned: impl Fn(&Happening) -> bool) -> Vec<WhyEvent> {
+fn events(state: &State, concerned: impl Fn(&Record) -> bool) -> Vec<WhyEvent> {
     let records: Vec<&Record> = state.history.iter().collect();
-    let chosen = records.iter().enumerate().filter(|(_, record)| concerned(&record.what));
+    let chosen = records.iter().enumerate().filter(|(_, record)| concerned(record));
     let event = |(place, record): (usize, &&Record)| WhyEvent {
         at: record.at,
         text: sentence(state, record, &records[..place]),

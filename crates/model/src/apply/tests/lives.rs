@@ -241,7 +241,7 @@ fn what_may_not_be_taken_over_is_refused_and_the_rest_of_the_batch_is_done() {
             "manual",
             vec![dead(2, 2), Command::Disarm { node: NodeId(1) }],
             takeover(VM1, 1),
-            vm1("disk/0 is in manual mode: node node01, which has a replica of it, is not armed"),
+            vm1("disk/0 is in manual mode: node01, which has a replica of it, is not armed"),
         ),
         (
             "switched off",
