@@ -35,9 +35,7 @@ pub async fn report_boot(member: Arc<Member>) {
     let mut pause = PAUSE;
     loop {
         let state = Arc::clone(&views.borrow_and_update().state);
-        let own = state.nodes.get(&member.id);
-        let lives = |node: &model::Node| node.life != Life(0) && node.boot == member.config.boot && !node.dead;
-        if own.is_none_or(lives) {
+        if !state.nodes.contains_key(&member.id) || member.life().is_some() {
             pause = PAUSE;
             drop(state);
             if views.changed().await.is_err() {
@@ -126,7 +124,7 @@ async fn missing(member: &Member) -> Vec<RunId> {
 /// The runs that this life of the node owns.
 fn given(member: &Member) -> BTreeSet<RunId> {
     let state = member.state();
-    let Some(at) = state.live(member.id) else { return BTreeSet::new() };
+    let Some(at) = member.life() else { return BTreeSet::new() };
     let owned = state.instances.values().filter(|instance| instance.owner == Some(at));
     owned.filter_map(|instance| instance.run).collect()
 }

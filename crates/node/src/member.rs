@@ -10,7 +10,7 @@ use bytes::Bytes;
 use consensus::Log;
 use ha::message::{Confirm, Fence, Renew};
 use jobs::agent::{Call, Reply};
-use model::{Applied, Command, Incarnation, Life, NodeId, Proposal, RunId, State, Timestamp};
+use model::{Applied, Command, Incarnation, Life, NodeId, NodeLife, Proposal, RunId, State, Timestamp};
 use opcodes::wire::Request;
 use opcodes::{ErrorCode, Failure};
 use rpc::{CallError, Client, Envelope, Fault, FaultKind, Gate, Identity, Lane, PeerIdentity, Upgrade};
@@ -113,6 +113,13 @@ impl Member {
 
     pub fn state(&self) -> Arc<State> {
         self.log.state()
+    }
+
+    /// This node's life, if the newest one in the state is of this boot and was not declared dead.
+    pub fn life(&self) -> Option<NodeLife> {
+        let state = self.state();
+        let of_this_boot = state.nodes.get(&self.id).is_some_and(|node| node.boot == self.config.boot);
+        state.live(self.id).filter(|_| of_this_boot)
     }
 
     /// This node's name, as the cluster knows it.
@@ -303,11 +310,11 @@ impl Member {
         let state = self.state();
         let given = state.instances.get(&spec.id).is_some_and(|instance| match call {
             Call::Receive { migration, .. } => {
-                let here = state.live(self.id);
+                let here = self.life();
                 let coming = |it: model::Migration| it.id == *migration && it.run == run && here == Some(it.to);
                 instance.migration.is_some_and(coming)
             }
-            _ => instance.run == Some(run) && instance.owner.is_some_and(|owner| state.live(self.id) == Some(owner)),
+            _ => instance.run == Some(run) && instance.owner.is_some() && instance.owner == self.life(),
         });
         if known && given {
             return Ok(());
@@ -323,7 +330,7 @@ impl Member {
     /// making when its source died.
     async fn end_others(&self, instance: &str) -> Result<(), Failure> {
         let state = self.state();
-        let Some(at) = state.live(self.id) else { return Ok(()) };
+        let Some(at) = self.life() else { return Ok(()) };
         self.agent.end_others(&state, Some(instance), &runs_of(&state, at)).await
     }
 

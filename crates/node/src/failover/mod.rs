@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ha::takeover::Room;
 use jobs::locks::Lock;
-use model::{AdminState, Happening, Instance, InstanceId, NodeId, Provision, State};
+use model::{AdminState, Happening, Instance, InstanceId, NodeId, Provision, RunId, State};
 use opcodes::Opcode;
 
 pub use arming::STRICT_VOTERS;
@@ -25,8 +25,8 @@ pub use watching::{Ended, Heard};
 #[derive(Default)]
 pub struct Failover {
     rooms: Mutex<BTreeMap<NodeId, Room>>,
-    /// Instances whose runs are being started without a job.
-    starting: Mutex<BTreeSet<InstanceId>>,
+    /// Instances whose runs are being started without a job, and the newest of these runs.
+    starting: Mutex<BTreeMap<InstanceId, RunId>>,
     /// Held while it is judged what becomes of a guest that has ended, so that nobody judges it twice.
     judging: tokio::sync::Mutex<()>,
     /// Why nodes are not armed, one sentence each.
@@ -45,7 +45,7 @@ impl Failover {
     }
 
     fn is_starting(&self, instance: InstanceId) -> bool {
-        lock(&self.starting).contains(&instance)
+        lock(&self.starting).contains_key(&instance)
     }
 }
 

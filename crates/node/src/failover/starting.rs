@@ -43,45 +43,51 @@ enum Outcome {
     Failed(String),
 }
 
-/// Keeps an instance from being judged by the watcher while its run is being started.
-struct Starting<'a>(&'a Office, InstanceId);
+/// Keeps an instance from being judged by the watcher while a run of it is being started.
+struct Starting(Arc<Office>, Given);
 
-impl Drop for Starting<'_> {
+impl Starting {
+    /// `None`: that run is being started already.
+    fn begin(office: &Arc<Office>, given: Given) -> Option<Self> {
+        let before = lock(&office.failover.starting).insert(given.instance, given.run);
+        (before != Some(given.run)).then(|| Self(Arc::clone(office), given))
+    }
+}
+
+impl Drop for Starting {
     fn drop(&mut self) {
-        lock(&self.0.failover.starting).remove(&self.1);
+        let mut starting = lock(&self.0.failover.starting);
+        // A later run has begun to be started meanwhile: its node has died, too.
+        if starting.get(&self.1.instance) == Some(&self.1.run) {
+            starting.remove(&self.1.instance);
+        }
     }
 }
 
 impl Office {
     /// Starts runs in this order, several at once on each node.
     pub(super) fn start_all(self: &Arc<Self>, runs: Vec<Given>, starts: &mut JoinSet<()>) {
-        let mut by_node: BTreeMap<NodeId, Vec<Given>> = BTreeMap::new();
-        for given in runs {
-            // A run whose start is under way is not started twice: both would report, and both would give it back.
-            if lock(&self.failover.starting).insert(given.instance) {
-                by_node.entry(given.node).or_default().push(given);
-            }
+        let mut by_node: BTreeMap<NodeId, Vec<Starting>> = BTreeMap::new();
+        for starting in runs.into_iter().filter_map(|given| Starting::begin(self, given)) {
+            by_node.entry(starting.1.node).or_default().push(starting);
         }
         for runs in by_node.into_values() {
             let office = Arc::clone(self);
             starts.spawn(async move {
                 let office = &office;
-                let held: Vec<_> = runs.into_iter().map(|given| (given, Starting(office, given.instance))).collect();
-                futures::stream::iter(held)
-                    .for_each_concurrent(AT_ONCE, |(given, held)| async move {
-                        office.see_to_start(given).await;
-                        drop(held);
-                    })
+                futures::stream::iter(runs)
+                    .for_each_concurrent(AT_ONCE, |starting| office.see_to_start(starting))
                     .await;
             });
         }
     }
 
     /// Starts a run; where that fails for good, on another node that has the data.
-    async fn see_to_start(&self, first: Given) {
-        let mut given = first;
+    async fn see_to_start(self: &Arc<Self>, first: Starting) {
+        let mut starting = first;
         let mut tried = BTreeSet::new();
         loop {
+            let given = starting.1;
             tried.insert(given.node);
             let state = self.member.state();
             let Some(instance) = state.instances.get(&given.instance) else { return };
@@ -104,7 +110,10 @@ impl Office {
             let (id, at, run) = (given.instance, given.node, given.run);
             self.note(vec![Happening::NotStarted { instance: id, name, node: at, run, reason }]).await;
             match self.give_elsewhere(given, &tried).await {
-                Some(next) => given = next,
+                Some(next) => match Starting::begin(self, next) {
+                    Some(next) => starting = next,
+                    None => return,
+                },
                 // It stays where it is, and the watcher's.
                 None => return,
             }

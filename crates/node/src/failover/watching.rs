@@ -23,6 +23,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Its jobs go before those of people: something should run and does not.
 const PRIORITY: i8 = -10;
 
+/// How every decision begins that is not to give up.
+const STARTED: &str = "it is started ";
+
 /// A node's report that a run has ended there, of which the state says that it is there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ended {
@@ -95,10 +98,10 @@ impl Office {
         let Case { instance, run, node, how } = *case;
         let at = state.node_name(node);
         let (decision, target) = match judge(state, instance.id, now()) {
-            Verdict::Restart => (format!("it is started again on {at}"), Some(node)),
+            Verdict::Restart => (format!("{STARTED}again on {at}"), Some(node)),
             Verdict::Move(to) => {
-                let text = format!("it crashed repeatedly on {at}, so it is started on {}", state.node_name(to));
-                (text, Some(to))
+                let to_name = state.node_name(to);
+                (format!("{STARTED}on {to_name}, because it crashed repeatedly on {at}"), Some(to))
             }
             Verdict::GiveUp(why) => (why, None),
         };
@@ -110,14 +113,14 @@ impl Office {
             how: how.to_owned(),
             decision,
         };
-        let known = match (newest_of(state, instance.id), &what) {
-            (Some(Happening::Crashed { run, decision, .. }), Happening::Crashed { run: now, decision: same, .. }) => {
-                run == now && decision == same
+        let given_up = newest_of(state, instance.id).is_some_and(|newest| match newest {
+            Happening::Crashed { run: of, decision, .. } => {
+                *of == run.unwrap_or_default() && !decision.starts_with(STARTED)
             }
             _ => false,
-        };
-        if target.is_none() && known {
-            // Given up already; every further record would only make it longer.
+        });
+        if target.is_none() && given_up {
+            // Every further record would only make it longer.
             return true;
         }
         let mut commands = vec![Command::Note(Box::new(what.clone()))];
