@@ -19,6 +19,7 @@ use opcodes::{ErrorCode, Failure};
 use rpc::{Envelope, JoinToken};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::archive;
 use crate::failover::{Failover, STRICT_VOTERS};
@@ -46,6 +47,8 @@ pub struct Office {
     pub(crate) desk: Arc<Desk>,
     /// What becomes of lives and guests that end.
     pub(crate) failover: Failover,
+    /// How long the entry took by which it took office.
+    pub(crate) commit: Duration,
 }
 
 /// Takes office whenever this node leads, and leaves it when it does not any more.
@@ -125,6 +128,7 @@ async fn serve(member: Arc<Member>, term: u64) {
         office.keep_armed(),
         office.keep_rooms(),
         office.keep_watch(),
+        office.check_leases(),
         crate::recovery::welcome::welcome(&member),
         bugs
     );
@@ -150,6 +154,7 @@ async fn take(member: &Arc<Member>, term: u64) -> Option<(Arc<Office>, Inbox)> {
     let incarnation = state.incarnation;
     let commands = vec![Command::TakeOffice { node: member.id, term }];
     let proposal = Proposal { incarnation, office: None, at: now(), commands };
+    let begun = Instant::now();
     match member.log.propose(proposal).await {
         Ok(_) => {}
         // A restart of the daemon within one term finds itself in office already.
@@ -159,6 +164,7 @@ async fn take(member: &Arc<Member>, term: u64) -> Option<(Arc<Office>, Inbox)> {
             return None;
         }
     }
+    let commit = begun.elapsed();
     let times = Times::for_lease(Duration::from_millis(u64::from(cluster.lease_ms)));
     let (desk, inbox) = Desk::new(times, incarnation, term);
     let office = Office {
@@ -168,6 +174,7 @@ async fn take(member: &Arc<Member>, term: u64) -> Option<(Arc<Office>, Inbox)> {
         leaving: Mutex::default(),
         desk: Arc::new(desk),
         failover: Failover::default(),
+        commit,
     };
     Some((Arc::new(office), inbox))
 }

@@ -4,6 +4,7 @@
 //! [lane](rpc::Lane::Lease) and tasks of their own: whatever the daemon is busy with, they wait for nobody.
 
 mod desk;
+mod length;
 mod voting;
 
 pub use desk::{Desk, Inbox, Sentence, runs_of};
