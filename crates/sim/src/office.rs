@@ -189,7 +189,11 @@ impl World {
                 next.history = Default::default();
                 let mut commands = vec![Command::NodeDead { node: dead, life, evidence }];
                 for choice in ha::takeover::plan(&next, &BTreeMap::new()) {
-                    if let Ok((to, reason)) = choice.to {
+                    // Sometimes there is no room for it, and it may be that its node is back before there is.
+                    if self.faults && self.rng.chance(20) {
+                        let wait = self.now + self.rng.range(100_000, 5_000_000);
+                        self.no_room.insert(choice.instance, wait);
+                    } else if let Ok((to, reason)) = choice.to {
                         commands.push(Command::Takeover { instance: choice.instance, to, reason });
                     }
                 }
@@ -240,7 +244,7 @@ impl World {
                         Vec::new()
                     }
                 },
-                _ => match home(state, instance) {
+                _ => match home(state, instance).filter(|_| self.no_room.get(&id).is_none_or(|until| now > *until)) {
                     Some(home) => vec![Command::Own { instance: id, node: home }],
                     None => continue,
                 },

@@ -110,6 +110,8 @@ pub struct World {
     pub leases: BTreeMap<(usize, Life), Now>,
     /// Until when storing entries of the log takes for ever, though nodes talk.
     pub log_slow: u64,
+    /// Until when there is no room for an instance on another node.
+    pub no_room: BTreeMap<model::InstanceId, u64>,
     /// Whether things go wrong.
     pub faults: bool,
     /// What happened.
@@ -153,6 +155,7 @@ impl World {
             touched: BTreeSet::new(),
             leases: BTreeMap::new(),
             log_slow: 0,
+            no_room: BTreeMap::new(),
             faults: true,
             tally: Tally::default(),
             hash: 0xcbf2_9ce4_8422_2325,
