@@ -246,3 +246,44 @@ impl Agent {
         Err(Failure::failed(format!("Run {run} must not go on: {text}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_node_may_be_armed_outlives_its_daemon_until_it_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = || Arming::new(dir.path());
+        assert_eq!((read().get(), read().is_strict()), (None, false));
+        read().store(Ready::Asked).unwrap();
+        let arming = read();
+        assert_eq!((arming.get(), arming.is_strict()), (Some(Ready::Asked), true));
+        arming.store(Ready::Armed).unwrap();
+        arming.store(Ready::Asked).unwrap();
+        assert_eq!(read().get(), Some(Ready::Armed), "asking an armed node again changes nothing");
+        arming.end().unwrap();
+        assert_eq!((arming.get(), arming.is_strict(), read().get()), (None, false, None));
+        arming.end().unwrap();
+    }
+
+    #[test]
+    fn who_follows_hears_of_each_change_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let arming = Arming::new(dir.path());
+        let mut strict = arming.strict();
+        arming.store(Ready::Asked).unwrap();
+        assert!(strict.has_changed().unwrap() && *strict.borrow_and_update());
+        arming.store(Ready::Armed).unwrap();
+        assert!(!strict.has_changed().unwrap());
+        arming.end().unwrap();
+        assert!(strict.has_changed().unwrap() && !*strict.borrow_and_update());
+    }
+
+    #[test]
+    fn a_mark_that_is_damaged_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(crate::home::armed_mark(dir.path()), [0xff; 8]).unwrap();
+        assert!(Arming::new(dir.path()).is_strict());
+    }
+}

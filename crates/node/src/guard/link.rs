@@ -22,6 +22,9 @@ use crate::clock::boottime;
 
 /// How often the daemon gives a sign of life.
 const TICK: Duration = Duration::from_millis(100);
+/// A guard that has said nothing for that long after the lease ended has not stopped the guests either. It says something at
+/// each tick.
+const SILENCE: Duration = Duration::from_millis(150);
 /// Pause before the guard is looked for again.
 const CONNECT_AGAIN: Duration = Duration::from_millis(50);
 /// How long the guard may take to answer a request.
@@ -286,7 +289,7 @@ impl GuardLink {
     /// In the guard's place (L9): it has not been heard of since the lease ended.
     fn stop_if_nobody_does(&self, now: Now) {
         let mut known = self.lock();
-        if now < *self.until.borrow() || now < known.heard + TICK {
+        if now < *self.until.borrow() || now < known.heard + SILENCE {
             return;
         }
         let mut stopped = Vec::new();
@@ -301,7 +304,10 @@ impl GuardLink {
             run.stopped = true;
         }
         if !stopped.is_empty() {
-            tracing::warn!(runs = stopped.join(", "), "there is no lease and no sign of the guard: guests are stopped");
+            tracing::warn!(
+                runs = stopped.join(", "),
+                "the lease has ended and the guard says nothing: guests are stopped"
+            );
         }
     }
 }

@@ -118,13 +118,14 @@ pub async fn run(config: GuardConfig) -> Result<(), GuardStartError> {
         out: Vec::new(),
         config,
     };
-    // The daemon may be the one that hangs: it has to be heard within the usual time from now on.
     process.guests.surround(left.around);
-    process.hear(ToGuard::Tick(left.identity.map_or(Standing::Outside, Standing::Inside))).await;
     for watched in left.runs {
         // One that has ended meanwhile is no news.
         let _ = process.watch(watched).await;
     }
+    // Behind the guests, so that the first lease lets them go on: it is asked for after they were stopped. The daemon may be
+    // the one that hangs: it has to be heard within the usual time from now on.
+    process.hear(ToGuard::Tick(left.identity.map_or(Standing::Outside, Standing::Inside))).await;
     tokio::spawn(server::accept(listener, sender));
     process.work(inbox, &alarm, signals).await?;
     process.end();
