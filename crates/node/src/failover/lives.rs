@@ -200,7 +200,7 @@ impl Office {
 }
 
 /// The commands of a plan: takeovers, and a note for each instance that stays where it is, if that is news.
-fn takeovers(state: &State, choices: &[Choice]) -> Vec<Command> {
+pub(super) fn takeovers(state: &State, choices: &[Choice]) -> Vec<Command> {
     let commands = choices.iter().filter_map(|choice| match &choice.to {
         Ok((to, reason)) => Some(Command::Takeover { instance: choice.instance, to: *to, reason: reason.clone() }),
         Err(reason) => {
@@ -221,7 +221,7 @@ fn is_news(state: &State, what: &Happening) -> bool {
 }
 
 /// Runs that an earlier master gave away and did not report as started: it may have died before it ordered that.
-fn unreported(state: &State) -> Vec<Given> {
+pub(super) fn unreported(state: &State) -> Vec<Given> {
     let mut runs: Vec<(RunId, Given)> = Vec::new();
     for record in state.history.iter() {
         match &record.what {

@@ -8,6 +8,8 @@ mod arming;
 mod lives;
 mod rooms;
 mod starting;
+#[cfg(test)]
+mod tests;
 mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -208,7 +208,7 @@ fn still(state: &State, given: Given) -> Option<&Instance> {
 }
 
 /// A node that has all of the instance's data and was not tried.
-fn next_node(state: &State, instance: &Instance, tried: &BTreeSet<NodeId>) -> Option<NodeId> {
+pub(super) fn next_node(state: &State, instance: &Instance, tried: &BTreeSet<NodeId>) -> Option<NodeId> {
     let has_all = |id: &NodeId| {
         let member = |disk: &model::Disk| disk.mirror.as_ref().is_some_and(|mirror| mirror.is_member_on(*id));
         !instance.disks.is_empty() && instance.disks.iter().all(member)

@@ -286,11 +286,8 @@ async fn until(due: Option<Now>) {
 fn standings_in(state: &State) -> BTreeMap<NodeId, Standing> {
     // The master in office can't declare itself dead.
     let other = |id: NodeId| state.office.is_none_or(|office| office.node != id);
-    let standing = |id: NodeId, node: &model::Node| Standing {
-        life: node.life,
-        dead: node.dead,
-        armed: node.armed && other(id),
-    };
+    let standing =
+        |id: NodeId, node: &model::Node| Standing { life: node.life, dead: node.dead, armed: node.armed && other(id) };
     state.nodes.iter().map(|(id, node)| (*id, standing(*id, node))).collect()
 }
 
