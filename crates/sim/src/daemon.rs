@@ -16,6 +16,9 @@ use crate::office::Office;
 use crate::raft::Outcome;
 use crate::world::{Ev, World};
 
+/// How long a guest is suspended before it is given up, microseconds.
+const SUSPENDED: u64 = 3_000_000;
+
 /// What nodes say to each other.
 #[derive(Clone, Debug)]
 pub enum Message {
@@ -89,6 +92,8 @@ pub struct Daemon {
     /// What it does as the master.
     pub office: Option<Office>,
     report_at: u64,
+    /// Since when disks have been suspended.
+    suspended: BTreeMap<usize, u64>,
     /// The newest lives and modes that its disks were told.
     told: Option<Life>,
 }
@@ -107,6 +112,7 @@ impl Daemon {
             proposals: BTreeSet::new(),
             office: None,
             report_at: 0,
+            suspended: BTreeMap::new(),
             told: None,
         }
     }
@@ -348,6 +354,20 @@ impl World {
                 self.guest_begins(node, run);
             }
             self.promote(node, disk, run);
+            self.give_up(node, disk, run);
+        }
+    }
+
+    /// A guest whose only member has lost what it had answered can't go on: it is ended, and started where the member is.
+    fn give_up(&mut self, node: usize, disk: usize, run: RunId) {
+        let (now, suspended) = (self.now, self.is_suspended(node, disk));
+        let Some(daemon) = self.daemon(node) else { return };
+        if !suspended {
+            daemon.suspended.remove(&disk);
+        } else if now > *daemon.suspended.entry(disk).or_insert(now) + SUSPENDED {
+            daemon.suspended.remove(&disk);
+            self.note(|| format!("node {node}: run {run} is given up, its last member is lost"));
+            self.signal(node, [run], Signal::Kill);
         }
     }
 

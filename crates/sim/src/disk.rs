@@ -196,6 +196,12 @@ impl World {
         Some((status.role, status.epoch))
     }
 
+    /// Whether the guest of a disk waits for a member that may never come.
+    pub fn is_suspended(&self, node: usize, disk: usize) -> bool {
+        let replica = self.machines[node].stores.get(&disk).and_then(|store| store.replica.as_ref());
+        replica.is_some_and(|replica| replica.status().suspended)
+    }
+
     /// Whether a run's disk is served there.
     pub fn is_served(&self, node: usize, disk: usize, run: RunId) -> bool {
         let given = mirror_in(&self.raft.members[node].state, disk).filter(|mirror| mirror.run == Some(run));

@@ -236,7 +236,8 @@ impl World {
                     Some((_, runs, _)) if runs.contains(&run) => continue,
                     Some((_, _, ended)) if ended.contains(&run) => {
                         let disown = Command::Disown { instance: id, run, want: None };
-                        vec![disown, Command::Own { instance: id, node: owner.node }]
+                        let home = home(state, instance).unwrap_or(owner.node);
+                        vec![disown, Command::Own { instance: id, node: home }]
                     }
                     _ => {
                         let to = index(owner.node);

@@ -173,7 +173,8 @@ impl Primary {
         if state.size < base.sb.size {
             return Some("it is smaller than the disk");
         }
-        let peer = self.peers.get(&state.rid)?;
+        // The own medium was held all the time: what it answered is there.
+        let peer = self.peers.get(&state.rid).filter(|peer| !peer.local)?;
         peer.went_back(state, self.session.start)
             .then_some("it has lost writes that it had answered: it went back in time")
     }

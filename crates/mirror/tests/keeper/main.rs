@@ -22,7 +22,7 @@ use mirror::device::{Device, IoRefusal};
 use mirror::engine::Config;
 use mirror::keeper::{Connection, DiskState, Export, KeeperError, NewReplica, Role};
 use mirror::wire::Frame;
-use model::{Applied, Command, DiskId, MirrorMode, NodeId, ReplicaId, RunId, State, Uuid, Version};
+use model::{Applied, Command, DiskId, Evidence, MirrorMode, NodeId, ReplicaId, RunId, State, Uuid, Version};
 use rpc::ClusterCa;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -84,6 +84,37 @@ async fn a_strict_disk_is_read_only_with_a_lease_and_written_without() {
     assert!(futures::poll!(&mut read).is_pending());
     lab.lease(1, true);
     assert_eq!(tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap(), [7; 4096][..]);
+    lab.end().await;
+}
+
+/// Nobody could take its guest over, so that the node goes on with it when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervisor_whose_node_was_declared_dead_is_answered_in_the_nodes_next_life() {
+    let lab = Lab::new(2, patient()).await;
+    let disk = lab.add_disk(&[1, 2], 16).await;
+    let (run, export) = lab.own(&disk, 2).await;
+
+    // A write that waits for the other node, and for the log.
+    lab.cut_log(2, true);
+    lab.kill(1).await;
+    let server = format!("server.type=unix,server.path={}", export.socket.display());
+    let image = format!("driver=nbd,{server},export={},reconnect-delay=600", export.name);
+    let mut qemu = tokio::process::Command::new("qemu-io");
+    qemu.arg("--image-opts").arg(image).args(["-c", "write -P 0xa5 1M 64k"]).stdin(Stdio::null()).kill_on_drop(true);
+    let written = tokio::spawn(async move { qemu.output().await.unwrap() });
+    lab.unanswered(2, 1).await;
+
+    let (node, state) = (NodeId(2), lab.log.state());
+    let (previous, boot) = (state.nodes[&node].life, state.nodes[&node].boot.clone());
+    lab.log.run(vec![Command::NodeDead { node, life: previous, evidence: Evidence::AssertedOff }]);
+    lab.log.run(vec![Command::JoinNode { node, boot, previous, runs: vec![run] }]);
+    lab.cut_log(2, false);
+    lab.start(1).await;
+
+    let output = tokio::time::timeout(PATIENCE, written).await.expect("the write is never answered").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    lab.in_sync(&disk).await;
+    assert!(lab.content(2, &disk)[1 << 20..(1 << 20) + 65536].iter().all(|byte| *byte == 0xa5));
     lab.end().await;
 }
 
