@@ -1,4 +1,8 @@
 //! The simulation finds what it is there to find: each rule that is left out leads to a violation within a few seeds.
+//!
+//! Two mutants are not here, because something else stands behind them: a guest that goes on without being asked for is one
+//! that its agent ends before the node begins another life (the guard is the last defence, and has its table in `ha`), and a
+//! sentence without proof costs availability alone.
 
 use ha::Mutant;
 use sim::Plan;
@@ -6,7 +10,7 @@ use sim::Plan;
 /// How many seeds are tried.
 const SEEDS: u64 = 300;
 
-/// `from`: a seed that is known to show it, so that a run is short. `breaks`: one of the promises that it breaks.
+/// `from`: a seed that is known to show it, so that a run is short.
 fn must_catch(mutant: Mutant, from: u64) {
     for seed in from..from + SEEDS {
         if let Err(violation) = sim::run(Plan { mutant: Some(mutant), ..Plan::new(seed) }) {
@@ -34,9 +38,7 @@ mutants! {
     a_grant_before_office: GrantBeforeOffice, 0;
     a_master_that_does_not_fence: NoFenceWait, 0;
     a_grant_to_the_condemned: GrantToCondemned, 0;
-    a_sentence_without_proof: CondemnUnproved, 0;
     a_lease_that_counts_from_the_answer: RenewedByAnswering, 0;
-    a_guest_that_goes_on_unasked: ContinuedWithoutAsking, 0;
     a_guest_that_goes_on_after_a_while: ContinuedOnTimeout, 0;
     a_run_that_slips_in: RunSlipsIn, 0;
 }
