@@ -19,11 +19,12 @@ const HINT: u32 = 5;
 /// Looks without any progress after which waiting for a resync is given up.
 const PATIENCE: u32 = 60;
 
-/// By which rules new disks go on alone: strictly where three nodes or more vote.
+/// By which rules new replicas go on alone: strictly where three nodes or more vote, or nodes are still armed from when they
+/// did. What is agreed on about the disk may be less strict than its replicas, never more.
 pub fn mode(state: &State) -> MirrorMode {
     let master = state.office.map_or(NodeId(1), |office| office.node);
     match voters(state, &BTreeSet::new(), master).len() {
-        0..=2 => MirrorMode::Manual,
+        0..=2 if !state.nodes.values().any(|node| node.armed) => MirrorMode::Manual,
         _ => MirrorMode::Strict,
     }
 }

@@ -78,7 +78,9 @@ fn two_that_were_ordered_start_it_once() {
     crashed(&lab);
     let jobs = [lab.submit(restart(Some(2), "node01")), lab.submit(restart(Some(2), "node02"))];
     lab.take_office(1).settle();
-    jobs.map(|job| lab.outcome(job).unwrap());
+    for job in jobs {
+        lab.outcome(job).unwrap();
+    }
     assert_runs(&lab, 1, 3);
 }
 
