@@ -366,13 +366,13 @@ impl Daemon {
         }
     }
 
-    /// Goes on with the cluster that the node is in. Who would lead alone first asks the others whether they went on without
-    /// it: nobody else could stop it.
+    /// Goes on with the cluster that the node is in. Who votes first asks the others whether they went on without it: alone, or
+    /// with others who come back at the same time, it could choose a master of the older incarnation.
     async fn go_on(self: &Arc<Self>, identity: Arc<Identity>) -> Result<(), StartError> {
         let store = self.open_store(&identity).await?;
         let held = consensus::held(&store).map_err(StartError::Rejoin)?;
         let id = NodeId(identity.node_id());
-        if held.voters == BTreeSet::from([id]) && held.state.nodes.len() > 1 {
+        if held.voters.contains(&id) && held.state.nodes.len() > 1 {
             let own = Greeting::new(held.incarnation, &held.state);
             let client = Client::new(Arc::clone(&identity));
             let answers = greet_all(&client, &own, &held.state, id, self.config.node_port, GREETING).await;
@@ -450,6 +450,12 @@ impl Daemon {
     /// A member met one of a newer incarnation.
     async fn overtaken(self: &Arc<Self>, member: &Arc<Member>, met: (NodeId, Greeting)) -> Result<(), StartError> {
         let _changing = self.changing.lock().await;
+        let status = member.log.status();
+        if status.voters.len() > 1 && requests::has_master(member, &member.state()) {
+            // A majority that lives is not dissolved by an operator's word elsewhere: who is right is for him to say.
+            member.stands_apart(met.0);
+            return Ok(());
+        }
         let _between = Between::new(&self.between);
         let left = self.phase.write().await.take_if(|inside| Arc::ptr_eq(&inside.member, member));
         let Some(inside) = left else { return Ok(()) };
@@ -463,7 +469,7 @@ impl Daemon {
             incarnation: own.incarnation,
             highest_seen: own.incarnation.n,
             state: State::clone(&state),
-            voters: member.log.status().voters,
+            voters: status.voters,
         };
         self.stop(inside).await;
         self.yield_to(Arc::clone(&member.identity), &held, verdict).await

@@ -167,15 +167,16 @@ impl Member {
                     first
                 });
             }
-            Relation::Fork => {
-                let first = self.apart.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
-                if first {
-                    tracing::error!(
-                        name = self.state().node_name(peer),
-                        "the cluster was recovered by force on both sides"
-                    );
-                }
-            }
+            Relation::Fork => self.stands_apart(peer),
+        }
+    }
+
+    /// Notes that another node went on apart from this one, and neither yields by itself.
+    pub fn stands_apart(&self, peer: NodeId) {
+        let first = self.apart.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
+        if first {
+            let name = self.state().node_name(peer);
+            tracing::error!(name, "went on apart from this node, by 'master-failover --no-voting'");
         }
     }
 
@@ -185,7 +186,7 @@ impl Member {
         let apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let text = |node: NodeId| {
             format!(
-                "node '{0}' went on apart from node '{1}', both by 'master-failover --no-voting'. They refuse each other. \
+                "node '{0}' went on apart from node '{1}', by 'master-failover --no-voting' while others lived. They refuse each other. \
                  Decide who stays; on the other one stop the daemon and clear its state directory, then \
                  'gnt-node remove {0}' and 'gnt-node add {0}'",
                 state.node_name(node),

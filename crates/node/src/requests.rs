@@ -149,7 +149,7 @@ pub fn is_master(member: &Member) -> bool {
 
 /// Whether somebody in office is followed, as far as this node knows. A leader that is cut off goes on calling itself one,
 /// so of itself this node asks whether a majority has answered it lately.
-fn has_master(member: &Member, state: &State) -> bool {
+pub fn has_master(member: &Member, state: &State) -> bool {
     let leader = member.log.status().leader;
     let in_office = leader.is_some() && leader == state.office.map(|office| office.node);
     let followed = leader != Some(member.id) || member.log.quorum_age().is_some_and(|age| age < ADDRESS_LEASE);

@@ -10,6 +10,7 @@ mod membership;
 mod migration;
 mod mirrors;
 mod moves;
+mod recovery;
 mod support;
 mod takeover;
 mod torture;

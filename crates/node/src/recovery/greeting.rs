@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use model::{ForkPoint, Incarnation, NodeId, State};
 use rpc::{Client, Lane};
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,9 @@ pub struct Greeting {
     pub incarnation: Incarnation,
     /// The earlier ones that it comes from, and where they ended; `None` while it has no state yet.
     pub lineage: Option<Vec<(Incarnation, ForkPoint)>>,
+    /// Whether it knows who leads.
+    #[serde(default)]
+    pub is_led: bool,
 }
 
 /// How another member's incarnation stands to one's own.
@@ -37,12 +42,13 @@ pub enum Relation {
 impl Greeting {
     /// Of a member with this state.
     pub fn new(incarnation: Incarnation, state: &State) -> Self {
-        Self { incarnation, lineage: state.cluster.is_some().then(|| state.lineage.clone()) }
+        Self { incarnation, lineage: state.cluster.is_some().then(|| state.lineage.clone()), is_led: false }
     }
 
     /// Of this member.
     pub fn of(member: &Member) -> Self {
-        Self::new(member.log.incarnation(), &member.state())
+        let is_led = member.log.status().leader.is_some();
+        Self { is_led, ..Self::new(member.log.incarnation(), &member.state()) }
     }
 
     /// How the other's incarnation stands to this one.
@@ -71,7 +77,8 @@ pub async fn greet(
     client.call_json(node.0, address, Lane::Control, PATH, own, within).await.ok()
 }
 
-/// Greets the other members at their addresses in the network for management, all at once; returns the answers.
+/// Greets the other members at their addresses in the network for management, all at once; returns the answers. One that
+/// settles the matter is enough: of a newer incarnation, or of this one with somebody who leads.
 pub async fn greet_all(
     client: &Client,
     own: &Greeting,
@@ -85,7 +92,21 @@ pub async fn greet_all(
         let address = SocketAddr::from((node.primary_ip, port));
         greet(client, own, *id, address, within).await.map(|answer| (*id, answer))
     });
-    futures::future::join_all(asked).await.into_iter().flatten().collect()
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let mut answers = Vec::new();
+    while let Some(answer) = asked.next().await {
+        let Some((node, theirs)) = answer else { continue };
+        let settled = match own.relation(&theirs) {
+            Relation::Newer(_) => true,
+            Relation::Same => theirs.is_led && theirs.lineage.is_some(),
+            Relation::Older | Relation::Fork => false,
+        };
+        answers.push((node, theirs));
+        if settled {
+            break;
+        }
+    }
+    answers
 }
 
 #[cfg(test)]
@@ -102,7 +123,7 @@ mod tests {
     fn member(history: &[(u64, u128)]) -> Greeting {
         let (last, before) = history.split_last().unwrap();
         let ended = |at: &(u64, u128)| (inc(at.0, at.1), ForkPoint { term: at.0, index: 10 * at.0 });
-        Greeting { incarnation: inc(last.0, last.1), lineage: Some(before.iter().map(ended).collect()) }
+        Greeting { incarnation: inc(last.0, last.1), lineage: Some(before.iter().map(ended).collect()), is_led: true }
     }
 
     #[test]

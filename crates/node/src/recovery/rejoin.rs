@@ -137,16 +137,16 @@ mod tests {
     fn verdict(boot: &str, highest_seen: u64, met: &[Greeting]) -> Verdict {
         let mut state = testing::cluster();
         state.nodes.get_mut(&NodeId(1)).unwrap().boot = "now".into();
-        let own = Greeting { incarnation: inc(1), lineage: Some(Vec::new()) };
+        let own = Greeting { incarnation: inc(1), lineage: Some(Vec::new()), is_led: true };
         let answers: Vec<_> = met.iter().map(|greeting| (NodeId(2), greeting.clone())).collect();
         judge(&own, &state, NodeId(1), boot, highest_seen, &answers)
     }
 
     #[test]
     fn who_was_off_joins_again_and_who_was_not_stops() {
-        let same = Greeting { incarnation: inc(1), lineage: Some(Vec::new()) };
-        let newer = Greeting { incarnation: inc(2), lineage: Some(vec![(inc(1), END)]) };
-        let newest = Greeting { incarnation: inc(3), lineage: Some(vec![(inc(1), END), (inc(2), END)]) };
+        let same = Greeting { incarnation: inc(1), lineage: Some(Vec::new()), is_led: true };
+        let newer = Greeting { incarnation: inc(2), lineage: Some(vec![(inc(1), END)]), is_led: true };
+        let newest = Greeting { incarnation: inc(3), lineage: Some(vec![(inc(1), END), (inc(2), END)]), is_led: true };
         assert_eq!(verdict("later", 1, &[]), Verdict::GoOn);
         assert_eq!(verdict("later", 1, std::slice::from_ref(&same)), Verdict::GoOn);
         assert_eq!(
