@@ -3,6 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use opcodes::wire::{NodeLease, Request};
+
 use crate::{Api, Error, Lab};
 
 /// How long a node may take to be added.
@@ -16,7 +18,8 @@ pub const WITNESS: [&str; 2] = ["--master-capable=no", "--vm-capable=no"];
 
 impl Lab {
     /// Makes a cluster: `gnt-cluster init` with these options on node01, then every other node joins, and the witness
-    /// if there is one. Disks are mirrored through the replication network. Returns when all who shall vote do.
+    /// if there is one. Disks are mirrored through the replication network. Returns when all who shall vote do, and
+    /// automatic failover is ready where they are enough for it.
     pub fn form(&self, init: &[&str]) -> Result<(), Error> {
         let members: Vec<String> =
             self.status()?.into_iter().map(|s| s.name).filter(|name| *name != crate::layout::CLIENT).collect();
@@ -39,7 +42,8 @@ impl Lab {
             3 | 4 => 3,
             _ => 5,
         };
-        self.wait_for_voters("node01", voters)
+        self.wait_for_voters("node01", voters)?;
+        if voters < 3 { Ok(()) } else { self.wait_for_arming("node01") }
     }
 
     /// Adds a node: types `gnt-node add` on `on` and, when it is printed, the line to join on the new node.
@@ -62,6 +66,25 @@ impl Lab {
     pub fn wait_for_voters(&self, on: &str, count: usize) -> Result<(), Error> {
         let what = format!("{count} voting nodes");
         self.wait_for_status(on, &what, VOTERS, |status| status.voters.len() == count && status.has_master)
+    }
+
+    /// Waits until every node that runs guests may be declared dead without an operator, as `on` sees it.
+    pub fn wait_for_arming(&self, on: &str) -> Result<(), Error> {
+        let api = Api::of(&self.node(on)?)?;
+        let deadline = Instant::now() + VOTERS;
+        loop {
+            let leases = api.call::<Vec<NodeLease>>(&Request::HaStatus);
+            let is_ready = |lease: &NodeLease| lease.armed || lease.node == "witness";
+            if leases.as_ref().is_ok_and(|leases| leases.iter().all(is_ready)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let (what, node) = ("every node armed".to_owned(), on.to_owned());
+                return Err(Error::Timeout { what, node, after: VOTERS, seen: format!("{leases:?}") });
+            }
+            // Nothing announces it to who is not a client of a job.
+            thread::sleep(POLL);
+        }
     }
 
     /// Waits until a node says of itself and its cluster what is wanted. While its daemon does not answer it goes on

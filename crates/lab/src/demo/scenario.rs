@@ -175,7 +175,9 @@ impl<'a> Scenario<'a> {
         let node02 = self.add_node("gnt-node add --master-capable=yes", "node02")?;
         let witness = self.add_node("gnt-node add --master-capable=no --vm-capable=no", "witness")?;
         self.lab.wait_for_voters("node01", 3)?;
-        self.screen.note("three nodes vote now: the loss of any one of them leaves a majority");
+        self.lab.wait_for_arming("node01")?;
+        self.screen
+            .note("three nodes vote now: the loss of any one of them leaves a majority, which may declare it dead");
         let list = self.on("node01", "gnt-node list")?.succeeded()?.says("node01")?;
         list.says("node02")?.says("witness")?;
         Ok(Figures::from([("node02_ms", ms(node02)), ("witness_ms", ms(witness))]))

@@ -47,8 +47,7 @@ fn without_a_majority_everything_is_refused_and_nothing_changes() {
     cluster.kill("witness").unwrap();
     eventually("node01 knows that it is alone", || !cluster.run("node01", "gnt-cluster master-ping").status.success());
 
-    let no_master =
-        ["No master", "no majority of the voting nodes (node01, node02, witness)", "Nothing was changed"];
+    let no_master = ["No master", "no majority of the voting nodes (node01, node02, witness)", "Nothing was changed"];
     for line in [
         "gnt-instance list",
         "gnt-cluster info",

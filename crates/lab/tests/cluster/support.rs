@@ -246,7 +246,10 @@ impl Cluster {
             assert_eq!(self.guests(node), running, "processes of QEMU on {node}, with {instances:?}");
         }
         let verify = self.run(on, "gnt-cluster verify");
-        assert!(verify.status.success() && !verify.stdout.contains("WARNING"), "{}{}", verify.stdout, verify.stderr);
+        // That stands as long as too few nodes vote.
+        let is_standing = |line: &str| line.contains("there is no automatic failover");
+        let warns = verify.stdout.lines().any(|line| line.contains("WARNING") && !is_standing(line));
+        assert!(verify.status.success() && !warns, "{}{}", verify.stdout, verify.stderr);
     }
 
     /// Names of the instances that have a file on a node.
