@@ -80,6 +80,21 @@ pub(super) fn fitted(text: &str, font: Font, room: f64) -> String {
     String::new()
 }
 
+/// The words of a text on lines for which there is room, as far as that can be.
+pub(super) fn lines(text: &str, font: Font, room: f64) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if width_of(&format!("{line} {word}"), font) <= room => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 impl Svg {
     /// An empty one.
     pub fn new(width: f64, height: f64) -> Svg {
@@ -178,6 +193,14 @@ mod tests {
     #[test]
     fn texts_are_escaped() {
         assert_eq!(escaped("a<b> & \"c\"\n\u{1b}[0m'ü"), "a&lt;b&gt; &amp; &quot;c&quot; \u{fffd}[0m'ü");
+    }
+
+    #[test]
+    fn texts_are_broken_between_words() {
+        let font = Font { size: 10.0, bold: false, colour: "#000000" };
+        assert_eq!(lines("one two three  four", font, 60.0), ["one two", "three four"]);
+        assert_eq!(lines("toolongforit a b", font, 30.0), ["toolongforit", "a b"]);
+        assert_eq!(lines(" ", font, 30.0), [""; 0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! their disks below them; mirrored disks joined by a line; above them the public network, below the one for replication.
 
 use super::stage::{Condition, Guest, Instance, Machine, Replica, Role, Stage, Standing};
-use super::svg::{Anchor, Area, Font, Stroke, Svg, width_of};
+use super::svg::{Anchor, Area, Font, Stroke, Svg, lines, width_of};
 use crate::Cut;
 
 // All lengths are pixels.
@@ -12,9 +12,12 @@ const WITNESS: f64 = 176.0;
 /// Between two nodes: room for what stands on the line between their disks.
 const GAP: f64 = 92.0;
 const TITLE: f64 = 34.0;
-const SUBTITLE: f64 = 56.0;
-const PUBLIC: f64 = 104.0;
-const TOP: f64 = 176.0;
+/// Between two lines of the title.
+const LINE: f64 = 24.0;
+/// Below the last line of the title: the line about the time, the public network, the nodes.
+const SUBTITLE: f64 = 22.0;
+const PUBLIC: f64 = 70.0;
+const TOP: f64 = 142.0;
 const HEADER: f64 = 62.0;
 const ROW: f64 = 76.0;
 const GUEST: f64 = 32.0;
@@ -52,11 +55,13 @@ const fn colour(font: Font, colour: &'static str) -> Font {
 
 /// Draws it, with this title, and a line below that: when it was, and whatever else is to be known.
 pub(super) fn draw(stage: &Stage, title: &str, subtitle: &str) -> String {
-    let plan = Plan::of(stage);
+    let plan = Plan::of(stage, title);
     let mut svg = Svg::new(plan.width, plan.height);
     let room = plan.width - 2.0 * MARGIN;
-    svg.text((MARGIN, TITLE), Anchor::Start, HEADING, room, title);
-    svg.text((MARGIN, SUBTITLE), Anchor::Start, SMALL, room, subtitle);
+    for (index, line) in plan.title.iter().enumerate() {
+        svg.text((MARGIN, TITLE + index as f64 * LINE), Anchor::Start, HEADING, room, line);
+    }
+    svg.text((MARGIN, plan.below_title + SUBTITLE), Anchor::Start, SMALL, room, subtitle);
     networks(&mut svg, &plan);
     for (node, area) in stage.nodes.iter().zip(&plan.nodes) {
         cables(&mut svg, &plan, node, *area);
@@ -77,24 +82,33 @@ pub(super) fn draw(stage: &Stage, title: &str, subtitle: &str) -> String {
 struct Plan {
     width: f64,
     height: f64,
+    /// The title's lines, and where the last of them is.
+    title: Vec<String>,
+    below_title: f64,
+    public: f64,
     nodes: Vec<Area>,
     replication: f64,
 }
 
 impl Plan {
-    fn of(stage: &Stage) -> Plan {
+    fn of(stage: &Stage, title: &str) -> Plan {
+        let widths = stage.nodes.iter().map(|node| if node.vm_capable { NODE } else { WITNESS });
+        // The legend and the titles need some width, however few nodes there are.
+        let width = (widths.map(|width| width + GAP).sum::<f64>() - GAP + 2.0 * MARGIN).max(780.0);
+        let title = lines(title, HEADING, width - 2.0 * MARGIN);
+        let below_title = TITLE + title.len().saturating_sub(1) as f64 * LINE;
         let rows = stage.instances.len().max(1) as f64;
-        let mut x = MARGIN;
+        let (mut x, y) = (MARGIN, below_title + TOP);
         let mut nodes = Vec::new();
         for node in &stage.nodes {
             let (width, height) = if node.vm_capable { (NODE, HEADER + rows * ROW + 6.0) } else { (WITNESS, 100.0) };
-            nodes.push(Area { x, y: TOP, width, height });
+            nodes.push(Area { x, y, width, height });
             x += width + GAP;
         }
-        let bottom = nodes.iter().map(|area| area.bottom()).fold(TOP, f64::max);
+        let bottom = nodes.iter().map(|area| area.bottom()).fold(y, f64::max);
         let replication = bottom + CABLE;
-        // The legend and the titles need some width, however few nodes there are.
-        Plan { width: (x - GAP + MARGIN).max(780.0), height: replication + LEGEND + 44.0, nodes, replication }
+        let height = replication + LEGEND + 44.0;
+        Plan { width, height, title, below_title, public: below_title + PUBLIC, nodes, replication }
     }
 }
 
@@ -114,8 +128,8 @@ fn disk_area(cell: Area) -> Area {
 
 fn networks(svg: &mut Svg, plan: &Plan) {
     let (from, to) = (MARGIN, plan.width - MARGIN);
-    svg.line("network", (from, PUBLIC), (to, PUBLIC), solid(BLUE, 4.0));
-    svg.text((from, PUBLIC - 10.0), Anchor::Start, colour(SMALL, BLUE), to - from, "public network 10.0.0.0/24");
+    svg.line("network", (from, plan.public), (to, plan.public), solid(BLUE, 4.0));
+    svg.text((from, plan.public - 10.0), Anchor::Start, colour(SMALL, BLUE), to - from, "public network 10.0.0.0/24");
     let y = plan.replication;
     svg.line("network", (from, y), (to, y), solid(REPLICATION, 4.0));
     svg.text((from, y + 20.0), Anchor::Start, colour(SMALL, REPLICATION), to - from, "replication network 10.1.0.0/24");
@@ -141,7 +155,7 @@ fn cables(svg: &mut Svg, plan: &Plan, node: &Machine, area: Area) {
             svg.text((x + 12.0, label), Anchor::Start, colour(LABEL, RED), area.width - 42.0, says);
         }
     };
-    cable(PUBLIC, area.y, BLUE, node.public, PUBLIC + 26.0);
+    cable(plan.public, area.y, BLUE, node.public, plan.public + 26.0);
     cable(area.bottom(), plan.replication, REPLICATION, node.replication, plan.replication - 24.0);
 }
 
@@ -211,7 +225,7 @@ fn address(svg: &mut Svg, stage: &Stage, plan: &Plan) {
     }
     if stage.holders.is_empty() {
         let right = plan.width - MARGIN;
-        svg.text((right, PUBLIC - 10.0), Anchor::End, font, right - 280.0, &format!("{text}: on no node"));
+        svg.text((right, plan.public - 10.0), Anchor::End, font, right - 280.0, &format!("{text}: on no node"));
     }
 }
 

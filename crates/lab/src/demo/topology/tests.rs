@@ -130,7 +130,10 @@ fn all() -> Vec<(Stage, &'static str)> {
     vec![
         (calm(), "vm2 has moved to node02 (figure 19)"),
         (dead(), "node01 is dead (figure 24)"),
-        (parted(), "node01 has lost both its links: vm1 and vm3 run on node02"),
+        (
+            parted(),
+            "node01 has lost both its links, but lives: vm1 and vm3 were stopped there, and run on node02 before anybody has typed anything",
+        ),
         (healing(), "the cables are mended"),
         (full(), "three nodes, a witness, six instances"),
         (stage(vec![node("node01", 5, Role::None)], Vec::new()), "one node, in no cluster"),
