@@ -31,14 +31,12 @@ macro_rules! mutants {
 }
 
 mutants! {
-    a_voter_that_confirms_any_term: ConfirmsAnyTerm, 0;
-    a_voter_that_forgets: VoterForgets, 0;
+    a_voter_that_confirms_any_term: ConfirmsAnyTerm, 27;
+    a_voter_that_forgets: VoterForgets, 26;
     a_grant_without_a_round: GrantWithoutRound, 0;
-    a_grant_by_an_older_round: JoinsRoundInFlight, 0;
-    a_grant_before_office: GrantBeforeOffice, 0;
+    a_grant_before_office: GrantBeforeOffice, 71;
     a_master_that_does_not_fence: NoFenceWait, 0;
-    a_grant_to_the_condemned: GrantToCondemned, 0;
-    a_lease_that_counts_from_the_answer: RenewedByAnswering, 0;
-    a_guest_that_goes_on_after_a_while: ContinuedOnTimeout, 0;
-    a_run_that_slips_in: RunSlipsIn, 0;
+    a_grant_to_the_condemned: GrantToCondemned, 3;
+    a_guest_that_goes_on_after_a_while: ContinuedOnTimeout, 7;
+    a_run_that_slips_in: RunSlipsIn, 7;
 }
