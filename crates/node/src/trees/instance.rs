@@ -240,7 +240,6 @@ mod tests {
                 "    always_failover: default (False)",
                 "    auto_balance: default (True)",
                 "    ha_priority: default (5)",
-                "    ha_priority: default (5)",
                 "    maxmem: 256",
                 "    memory: default (256)",
                 "    minmem: 256",
