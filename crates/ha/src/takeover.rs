@@ -94,7 +94,8 @@ fn place(state: &State, instance: &Instance, free: &BTreeMap<NodeId, u64>) -> Re
     let fits = all.iter().filter(|candidate| has(candidate).is_none_or(|memory| memory >= needs));
     let best = fits.min_by_key(|candidate| {
         let memory = has(candidate).unwrap_or(u64::MAX);
-        (candidate.drained, candidate.shaken, Reverse(memory), candidate.node)
+        // After a loss of power everywhere it stays at home, if its data is as good there.
+        (candidate.drained, candidate.shaken, candidate.node != instance.primary, Reverse(memory), candidate.node)
     });
     let Some(best) = best else {
         return Err(why_nowhere(state, instance, &all, needs, free));

@@ -32,9 +32,9 @@ pub(super) fn view(state: &State, disk: DiskId) -> Option<View> {
     })
 }
 
-/// A node's life, if it is one in this boot.
+/// A node's life, if it is one in this boot that was not declared dead.
 pub(super) fn life(state: &State, node: NodeId, boot: &str) -> Option<Life> {
-    state.nodes.get(&node).filter(|it| it.boot == boot && it.life != Life(0)).map(|it| it.life)
+    state.nodes.get(&node).filter(|it| it.boot == boot && it.life != Life(0) && !it.dead).map(|it| it.life)
 }
 
 /// The run that `me` may serve as the disk's primary.
