@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use lab::probe::Continuity;
 use lab::{Cable, Cut};
+use opcodes::disks::DiskReport;
 
 use crate::support::*;
 
@@ -135,8 +136,12 @@ fn what_can_not_be_moved_is_refused_with_the_reason() {
     assert_eq!(cluster.status_of("node01", "vm3").as_deref(), Some("running"));
     cluster.start("node02").unwrap();
     cluster.wait_for_master("node02");
-    cluster.wait_for_sync("node01");
+    // vm1 is not served: what its peer may have missed is looked into when it is started.
+    let in_sync = |disk: &DiskReport| disk.instance == "vm3" && disk.in_sync.len() == 2;
+    eventually("vm3 is in sync again", || cluster.disk_reports("node01").is_some_and(|it| it.iter().any(in_sync)));
     cluster.ok("node01", "gnt-instance migrate -f vm3");
     assert_eq!(cluster.homes("vm3"), ["node02"]);
+    cluster.ok("node01", "gnt-instance startup vm1");
+    cluster.wait_for_sync("node01");
     cluster.assert_whole("node01");
 }
