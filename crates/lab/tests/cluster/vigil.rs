@@ -97,10 +97,12 @@ impl<'a> Vigil<'a> {
         }
     }
 
-    /// `cardume why` has to tell that the node died, on which evidence, and that the guest was taken over and started.
+    /// `cardume why` has to tell that the node died, on which evidence, or that it was booted before anybody had to say so;
+    /// and that the guest was taken over and started.
     #[track_caller]
     pub fn takeover_is_explained(&self, from: &str, to: &str, since: Moment) {
-        let dead = self.told(to, from, since, |what| matches!(what, Happening::NodeDead { .. }));
+        let has_ended = |what: &Happening| matches!(what, Happening::NodeDead { .. } | Happening::NodeJoined { .. });
+        let dead = self.told(to, from, since, has_ended);
         assert!(dead.text.contains(from), "{}", dead.text);
         let taken = self.told(to, self.name, since, |what| matches!(what, Happening::TakenOver { .. }));
         assert!(taken.text.contains(from) && taken.text.contains(to), "{}", taken.text);
