@@ -349,6 +349,8 @@ async fn session(link: &GuardLink, stream: UnixStream) -> io::Result<()> {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lines = BufReader::new(reader).lines();
+    // When this daemon last looked, and since when it has done so without a break.
+    let (mut looked, mut awake) = (boottime(), boottime());
     loop {
         let message = tokio::select! {
             biased;
@@ -365,7 +367,13 @@ async fn session(link: &GuardLink, stream: UnixStream) -> io::Result<()> {
             Ok(()) = around.changed() => ToGuard::Surroundings(around.borrow_and_update().clone()),
             Ok(()) = standing.changed() => ToGuard::Tick(*standing.borrow_and_update()),
             _ = ticks.tick() => {
-                if boottime().saturating_sub(link.lock().heard) > link.times.guard_silence {
+                let now = boottime();
+                // One that stood still itself has not read yet what was said meanwhile.
+                if now.saturating_sub(looked) > link.times.guard_silence / 2 {
+                    awake = now;
+                }
+                looked = now;
+                if now.saturating_sub(link.lock().heard.max(awake)) > link.times.guard_silence {
                     tracing::error!("the guard gives no sign of life; it is killed, for another to be started");
                     if let Some(guard) = &guard {
                         guard.signal(Signal::SIGKILL)?;
